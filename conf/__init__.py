@@ -1,0 +1,1 @@
+"""Hydra configuration groups. The schemas are dataclasses; see `prunebench/config.py`."""

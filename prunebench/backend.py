@@ -1,0 +1,194 @@
+"""The contract of an engine: it launches paths, pauses them, drops some and finishes the rest.
+
+A `Backend` is a dataclass whose fields are its Hydra options; what it provides is known from
+them before anything loads. A `Session` holds the live paths of one problem. `Internals` gives
+methods the model's own states at the checkpoint and counts every token they forward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunebench.types import Capability, Problem, Trace
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How paths are drawn. Defaults are the paper's (arXiv 2604.16029, section 4).
+
+    Attributes
+    ----------
+    temperature : 0 is greedy.
+    top_p, top_k : nucleus and top-k truncation; 1.0 and 0 switch them off.
+    max_new_tokens : a path longer than this is cut and counts as unanswered.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 40
+    max_new_tokens: int = 16384
+
+
+@dataclass(kw_only=True)
+class ModelSpec:
+    """Which model, and how it is prompted and sampled: the schema of `conf/model/`.
+
+    Attributes
+    ----------
+    name : the short name used in tables, banks and checkpoint folders.
+    id : hub id, or `embedded:tiny` for the model that ships with prunebench.
+    path : a local folder with the weights, instead of the hub cache.
+    revision : branch, tag or commit on the hub.
+    prompt : template of the user's turn, `{question}` is replaced; empty takes the dataset's.
+    chat : wrap the prompt with the tokenizer's chat template.
+    chat_kwargs : extra arguments of the chat template (`reasoning_effort: medium`).
+    answer : how answers are read from text: `line` (a line `A<answer>`), `math` (the last
+        boxed expression), `choice` (a letter); empty takes the dataset's.
+    prefix_length : the checkpoint used when none is given, in generated tokens.
+    trust_remote_code : run code that comes with the weights; off unless you turn it on.
+    """
+
+    name: str = "???"
+    id: str = "???"
+    path: str | None = None
+    revision: str | None = None
+    prompt: str = ""
+    chat: bool = False
+    chat_kwargs: dict[str, Any] = field(default_factory=dict)
+    answer: str = ""
+    prefix_length: int = 2048
+    trust_remote_code: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+class Internals(ABC):
+    """The generating model's states for the live prefixes of one problem, in path order.
+
+    `forwarded_tokens` counts every token that was run through the model on behalf of a method;
+    the engine books it as verifier tokens.
+    """
+
+    forwarded_tokens: int = 0
+
+    @abstractmethod
+    def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
+        """Run m extra tokens after every prefix, on a temporary view of its KV cache.
+
+        Parameters
+        ----------
+        embeddings : `(m, hidden)` input embeddings of the extra tokens, shared by all paths.
+        adapter : name of an adapter (see `Backend.load_adapter`) that is active for these
+            tokens only; None runs the plain model.
+
+        Returns
+        -------
+        states : `(n_paths, m, hidden)` last-layer states after the final norm, float32, CPU.
+            The prefix's own cache is as it was before.
+        """
+
+    @abstractmethod
+    def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
+        """States of the prefix tokens: `(n_paths, len(layers), prefix_length, hidden)`, float32,
+        CPU, right-padded with NaN. Layer k is what transformers calls `hidden_states[k]`."""
+
+    @abstractmethod
+    def subset(self, order: Sequence[int]) -> Internals:
+        """The same states for `paths[i] for i in order`; counts on the parent."""
+
+
+class Session(ABC):
+    """The live paths of one problem."""
+
+    problem: Problem
+    prompt_ids: np.ndarray  # (n_prompt,) int32
+
+    @abstractmethod
+    def advance(self, n_tokens: int) -> None:
+        """Run until every live path has `n_tokens` generated tokens or has ended."""
+
+    @abstractmethod
+    def traces(self) -> list[Trace]:
+        """The live paths as they stand, in order; `answer` and `correct` are meaningful only
+        for paths that have ended."""
+
+    @abstractmethod
+    def internals(self) -> Internals:
+        """The states at the current position. Raises when the backend does not provide them."""
+
+    @abstractmethod
+    def keep(self, mask: np.ndarray) -> None:
+        """Drop the live paths where `mask` `(n_live,)` is False and free what they held."""
+
+    @abstractmethod
+    def finish(self) -> list[Trace]:
+        """Run the remaining paths to their end and return them."""
+
+    def close(self) -> None:  # noqa: B027  optional hook
+        """Free everything the session holds."""
+
+
+class Backend(ABC):
+    """An engine. Subclasses are `@dataclass(kw_only=True)`; see `prunebench/backends/`."""
+
+    spec: ModelSpec
+    seed: int
+
+    def bind(self, spec: ModelSpec, seed: int) -> None:
+        """Say which model to run and the seed of its sampling noise. Loads nothing."""
+        self.spec = spec
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def provides(self) -> frozenset[Capability]:
+        """What methods can read here, from the options alone."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What determines the tokens of a path, beside problem, prompt, sampling and seed:
+        engine, model revision or weights hash, tokenizer, dtype. JSON-ready, no weights loaded.
+        Raises `ModelNotFound` when the model is not on this machine."""
+
+    @abstractmethod
+    def open(self, problem: Problem, indices: Sequence[int]) -> Session:
+        """Launch the paths with these indices. Path i is the same whichever others run."""
+
+    @abstractmethod
+    def decode(self, token_ids: np.ndarray) -> str:
+        """Text of generated tokens, special tokens left out."""
+
+    def generate(
+        self, problems: Sequence[Problem], indices: Sequence[int]
+    ) -> Iterator[tuple[Problem, np.ndarray, list[Trace]]]:
+        """Complete paths of several problems: `(problem, prompt_ids, traces)` each.
+
+        Engines that gain from batching across problems override this.
+        """
+        for problem in problems:
+            session = self.open(problem, indices)
+            yield problem, session.prompt_ids, session.finish()
+            session.close()
+
+    def encode(self, prompt_ids: np.ndarray, prefixes: Sequence[np.ndarray]) -> Internals:
+        """States of given prefixes, by running them through the model (replay, training)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot encode given prefixes.")
+
+    def load_adapter(self, name: str, folder: FilePath) -> None:
+        """Make the PEFT adapter in `folder` usable by `Internals.read(adapter=name)`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot load adapters.")
+
+    def model(self) -> torch.nn.Module:
+        """The model itself, for training (capability GRADIENTS)."""
+        raise NotImplementedError(f"{type(self).__name__} does not give access to its model.")
+
+    def close(self) -> None:  # noqa: B027  optional hook
+        """Free the engine."""

@@ -1,0 +1,1 @@
+"""Engines behind the `prunebench.backend` contract, one file each."""

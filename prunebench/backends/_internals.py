@@ -1,0 +1,133 @@
+"""The model's states at the checkpoint, read from the cache that is already there.
+
+Knows caches and rows; does not know whether they come from a live session or from re-encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from prunebench.backend import Internals
+from prunebench.backends._cache import GrowingCache
+
+if TYPE_CHECKING:  # the engine builds internals, so that it imports this module
+    from prunebench.backends._engine import Engine
+
+READ_TOKENS = 4096
+"""Most extra tokens in one forward pass."""
+COPY_BYTES = 1 << 30
+"""Most memory that a temporary copy of chosen rows may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Rows of one cache, all ending at its last filled slot.
+
+    Attributes
+    ----------
+    lengths : `(rows,)` int64, tokens of each row, prompt included; the slots before are padding.
+    places : for each path of the block, its place in the group.
+    rows : the row of each path, or None when they are simply all rows in order.
+    """
+
+    cache: GrowingCache
+    lengths: torch.Tensor
+    places: list[int]
+    rows: list[int] | None = None
+
+    def chunks(self, n_extra: int) -> Iterator[tuple[GrowingCache, torch.Tensor, list[int]]]:
+        """Pieces `(cache, lengths, places)` with room for `n_extra` tokens a row."""
+        step = max(1, READ_TOKENS // max(1, n_extra))
+        if self.rows is not None:
+            per_row = self.cache.n_bytes // max(1, self.cache.n_rows)
+            step = max(1, min(step, COPY_BYTES // max(1, per_row)))
+        for start in range(0, len(self.places), step):
+            stop = min(start + step, len(self.places))
+            places = self.places[start:stop]
+            if self.rows is None:
+                yield self.cache.window(start, stop, n_extra), self.lengths[start:stop], places
+            else:
+                rows = torch.tensor(self.rows[start:stop], device=self.lengths.device)
+                yield self.cache.gather(rows), self.lengths[rows], places
+
+    def pick(self, order: Sequence[int]) -> Block | None:
+        """The block for the group `paths[i] for i in order`; None when it has none of them."""
+        row_of = {
+            place: row if self.rows is None else self.rows[row]
+            for row, place in enumerate(self.places)
+        }
+        chosen = [(new, row_of[old]) for new, old in enumerate(order) if old in row_of]
+        if not chosen:
+            return None
+        return Block(
+            cache=self.cache,
+            lengths=self.lengths,
+            places=[new for new, _ in chosen],
+            rows=[row for _, row in chosen],
+        )
+
+
+class CachedInternals(Internals):
+    """Internals over blocks of cached rows."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: np.ndarray,
+        prefixes: Sequence[np.ndarray],
+        blocks: list[Block],
+        parent: CachedInternals | None = None,
+    ) -> None:
+        self.forwarded_tokens = 0
+        self._engine, self._blocks, self._parent = engine, blocks, parent
+        self._prompt_ids, self._prefixes = prompt_ids, list(prefixes)
+
+    def _count(self, n_tokens: int) -> None:
+        self.forwarded_tokens += n_tokens
+        if self._parent is not None:
+            self._parent._count(n_tokens)
+
+    @torch.inference_mode()
+    def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
+        engine, n_extra = self._engine, embeddings.shape[0]
+        extra = embeddings.detach().to(engine.device, engine.model.dtype)
+        states = torch.empty(len(self._prefixes), n_extra, engine.hidden_size)
+        after = torch.arange(n_extra, device=engine.device)
+        with engine.adapter(adapter):
+            for block in self._blocks:
+                for cache, lengths, places in block.chunks(n_extra):
+                    pads = cache.filled - lengths
+                    slots = torch.arange(cache.filled + n_extra, device=engine.device)
+                    padded = bool(pads.any())
+                    output = engine.states(
+                        cache,
+                        lengths[:, None] + after,
+                        inputs_embeds=extra.expand(len(places), -1, -1),
+                        attention_mask=(slots >= pads[:, None]) if padded else None,
+                    )
+                    states[places] = output.last_hidden_state.float().cpu()
+        self._count(len(self._prefixes) * n_extra)
+        return states
+
+    def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
+        _, states, n_tokens = self._engine.run_prefixes(
+            self._prompt_ids, self._prefixes, list(layers)
+        )
+        assert states is not None
+        self._count(n_tokens)
+        return states
+
+    def subset(self, order: Sequence[int]) -> CachedInternals:
+        blocks = [block.pick(order) for block in self._blocks]
+        return CachedInternals(
+            self._engine,
+            self._prompt_ids,
+            [self._prefixes[i] for i in order],
+            [block for block in blocks if block is not None],
+            self,
+        )

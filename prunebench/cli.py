@@ -1,0 +1,226 @@
+"""The command line: words without `=` are commands, everything else are Hydra overrides.
+
+Turns every `PrunebenchError` into one sentence and an exit code; tracebacks only for bugs and
+with `debug=true`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunebench import __version__
+from prunebench.errors import ConfigError, ConformanceError, PrunebenchError, UnknownName
+
+HELP = """prunebench: compare path-pruning signals for parallel reasoning
+
+Usage
+  python -m prunebench [OVERRIDE ...]            run one experiment and print its table
+  python -m prunebench -m [OVERRIDE ...]         sweep: comma-separated values, one table at the end
+  python -m prunebench train [OVERRIDE ...]      train a learnable method for a model
+  python -m prunebench list KIND [--json]        KIND: methods, models, datasets, backends
+  python -m prunebench check FILE                check a method file against the contract
+  python -m prunebench --help | --version
+
+Examples
+  python -m prunebench method=deepconf n_paths=64 keep=8 prefix_length=96
+  python -m prunebench -m method=stop,deepconf,random prefix_length=32,64 keep=2,4,8
+  python -m prunebench mode=online method=stop
+  python -m prunebench train method=stop model=tiny
+
+Option groups (GROUP=NAME)
+{groups}
+
+Options
+  mode=replay|online       replay stored paths, or Launch-Check-Resume on the live engine
+  n_paths=64 keep=8        N paths are launched, k are finished
+  prefix_length=L          the checkpoint, in generated tokens (default: the model's)
+  pool_size=N              paths generated per problem; above n_paths, random subsets are averaged
+  finished=compete|keep_free   what happens to paths that end before the checkpoint
+  aggregator=majority|score_weighted|best_of_n
+  seed=0 workers=0         sampling seed; processes that generate (0: one per core on a CPU)
+  bank.dir= bank.path=     where traces are kept
+  method.*, model.*, dataset.*, backend.*, train.*   fields of the chosen option; to see them:
+                           python -m prunebench --cfg job [OVERRIDE ...]
+  debug=true               show tracebacks
+Hydra's own flags (--cfg, --info, --config-dir, --multirun, ...) work as usual: --hydra-help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    debug = any(a.lower() == "debug=true" for a in arguments)
+    try:
+        return _dispatch(arguments)
+    except PrunebenchError as error:
+        if debug:
+            raise
+        print(f"prunebench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "prunebench: interrupted. What is done is stored; the same command continues.",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP.format(groups=_groups()))
+        return 0
+    if "--version" in arguments:
+        print(f"prunebench {__version__}")
+        return 0
+    words = [a for a in arguments if not a.startswith("-") and "=" not in a and a[:1] not in "~+"]
+    # the value of a flag (--config-dir FOLDER) is no command
+    words = [w for w in words if arguments.index(w) == 0 or w in COMMANDS]
+    if not words:
+        return _run(arguments)
+    command = words[0]
+    if command not in COMMANDS:
+        raise UnknownName("command", command, COMMANDS)
+    rest = list(arguments)
+    rest.remove(command)
+    return COMMANDS[command](rest)
+
+
+# ------------------------------------------------------------------------------------ commands
+
+
+def _list(arguments: list[str]) -> int:
+    kinds = {
+        "methods": _list_methods,
+        "models": lambda: _describe_options("model", "id"),
+        "datasets": lambda: _describe_options("dataset", "limit", "answer"),
+        "backends": _list_backends,
+    }
+    as_json = "--json" in arguments
+    names = [a for a in arguments if a != "--json"]
+    if len(names) != 1:
+        raise ConfigError(
+            f"'prunebench list' takes one of {', '.join(kinds)}. Got {' '.join(names) or 'nothing'}"
+            f" instead."
+        )
+    if names[0] not in kinds:
+        raise UnknownName("kind", names[0], kinds)
+    rows = kinds[names[0]]()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(escape(", ".join(v) if isinstance(v, list) else str(v)) for v in row.values())
+        )
+    Console().print(table)
+    return 0
+
+
+def _list_methods() -> list[dict[str, Any]]:
+    from prunebench import registry
+
+    for fault in registry.broken_methods():
+        print(f"prunebench: method {fault.name!r} does not load: {fault.reason}", file=sys.stderr)
+    return [
+        {
+            "name": name,
+            "type": str(cls.type),
+            "requires": sorted(c.value for c in cls.requires),
+            "paper": cls.paper,
+        }
+        for name, cls in registry.methods().items()
+    ]
+
+
+def _list_backends() -> list[dict[str, Any]]:
+    from prunebench import registry
+
+    return [
+        {"name": name, "provides": sorted(c.value for c in cls().provides)}
+        for name, cls in registry.backends().items()
+    ]
+
+
+def _describe_options(group: str, *names: str) -> list[dict[str, Any]]:
+    from prunebench import compose
+
+    rows = []
+    with compose.hydra_ready() as loader:
+        for option in sorted(loader.get_group_options(group)):
+            node = compose.composed([f"{group}={option}"])[group]
+            row = {"name": option}
+            for name in names:
+                missing = name not in node or node._is_missing(name)
+                row[name] = None if missing else node[name]
+            rows.append(row)
+    return rows
+
+
+def _groups() -> str:
+    from prunebench import compose
+
+    with compose.hydra_ready() as loader:
+        return "\n".join(
+            f"  {group:9}{', '.join(sorted(loader.get_group_options(group)))}"
+            for group in compose.GROUPS
+        )
+
+
+def _check(arguments: list[str]) -> int:
+    from prunebench import conformance
+
+    if len(arguments) != 1:
+        raise ConfigError("'prunebench check' takes one file: prunebench check methods/my_method.py")
+    path = Path(arguments[0])
+    cls = conformance.load_method_file(path)
+    faults = conformance.check_method(cls, name=path.stem)
+    if faults:
+        listing = "\n".join(f"  {fault.check}: {fault.message}" for fault in faults)
+        raise ConformanceError(f"{path} breaks the contract in {len(faults)} ways:\n{listing}")
+    print(f"{path}: the method {path.stem!r} keeps the contract.")
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from prunebench import compose, train
+    from prunebench.config import to_run
+
+    compose.validate(arguments)
+    with compose.hydra_ready(arguments):
+        run = to_run(compose.composed(arguments))
+    folder = train.train(run, Console())
+    print(f"Trained weights are in {folder}; runs with this model use them from now on.")
+    return 0
+
+
+def _run(arguments: list[str]) -> int:
+    from prunebench import compose, job
+
+    overrides = [a for a in arguments if not a.startswith("-")]
+    if not any(a in ("--hydra-help", "--info", "-i", "--cfg", "-c") for a in arguments):
+        compose.validate(overrides, config_dir=compose.config_dir(arguments))
+    return job.run(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "list": _list,
+    "check": _check,
+    "train": _train,
+}

@@ -1,0 +1,210 @@
+"""The configuration: one dataclass per group, registered as Hydra schemas.
+
+Methods, backends and datasets are dataclasses already; registering them here makes their fields
+options, checked when a configuration is composed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from prunebench import datasets, registry
+from prunebench.backend import ModelSpec
+from prunebench.bankfile import StatsDtype
+from prunebench.errors import ConfigError
+from prunebench.modes import Mode
+from prunebench.select import Finished
+from prunebench.vote import Aggregator
+
+
+@dataclass(kw_only=True)
+class BankOptions:
+    """Where traces are kept.
+
+    Attributes
+    ----------
+    dir : parent folder of all banks; the right one is found by content.
+    path : exactly this bank; an error says which keys differ when it does not match.
+    stats_dtype : FLOAT32, or FLOAT16 for half the size on disk.
+    group : problems decoded together; 0 chooses by n_paths.
+    """
+
+    dir: str = "results/bank"
+    path: str | None = None
+    stats_dtype: StatsDtype = StatsDtype.FLOAT32
+    group: int = 0
+
+
+@dataclass(kw_only=True)
+class EvaluationOptions:
+    """How the grid is evaluated.
+
+    Attributes
+    ----------
+    n_subsets : random subsets of the pool per problem when n_paths is smaller than the pool.
+    n_subsets_joint : the same for methods that must score every subset anew.
+    """
+
+    n_subsets: int = 200
+    n_subsets_joint: int = 20
+
+
+@dataclass(kw_only=True)
+class TrainOptions:
+    """`prunebench train`: Monte-Carlo labels and where trained weights go.
+
+    Attributes
+    ----------
+    output : folder of trained weights, `<output>/<model>/<method>/`.
+    n_problems : problems to draw prefixes from.
+    prefixes_per_problem : paths sampled per problem; each gives one prefix.
+    prefix_lengths : lengths of the prefixes, dealt out in turn.
+    n_continuations : K, continuations per prefix behind the soft label.
+    valid_share : share of the problems held out to choose the checkpoint.
+    seed : of the problems, paths and the split.
+    label_dir : where labels are kept; they are reused when nothing that determines them changed.
+    dataset_seed : seed of the training problems, where the dataset draws them.
+    """
+
+    output: str = "results/trained"
+    label_dir: str = "results/labels"
+    seed: int = 1
+    n_problems: int = 6000
+    prefixes_per_problem: int = 8
+    prefix_lengths: list[int] = field(default_factory=list)
+    n_continuations: int = 4
+    valid_share: float = 0.1
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One run: a method on a model, a dataset and an engine.
+
+    Attributes
+    ----------
+    mode : replay (evaluate on stored traces) or online (Launch-Check-Resume on the live engine).
+    n_paths, keep : N and k.
+    prefix_length : the checkpoint L in generated tokens.
+    pool_size : paths generated per problem; null = n_paths. More than n_paths gives tighter
+        intervals, by evaluating many random subsets.
+    finished : paths that ended before the checkpoint compete for a slot, or are kept free.
+    aggregator : how the kept paths vote.
+    seed : of the sampling noise, the subsets and random methods.
+    workers : processes that fill the bank; 0 = one per core on a CPU, else one.
+    debug : show tracebacks.
+    """
+
+    method: Any = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
+    backend: Any = MISSING
+    mode: Mode = Mode.replay
+    n_paths: int = 64
+    keep: int = 8
+    prefix_length: int = MISSING
+    pool_size: int | None = None
+    finished: Finished = Finished.COMPETE
+    aggregator: Aggregator = Aggregator.MAJORITY
+    seed: int = 0
+    workers: int = 0
+    debug: bool = False
+    bank: BankOptions = field(default_factory=BankOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+    @property
+    def pool(self) -> int:
+        """Paths per problem in the pool."""
+        return self.pool_size or self.n_paths
+
+    def validate(self) -> None:
+        """Raise `ConfigError` for values that cannot work, before anything loads."""
+
+        def require(ok: bool, name: str, constraint: str, value: Any) -> None:
+            if not ok:
+                raise ConfigError(
+                    f"The '{name}' parameter must be {constraint}. Got {value} instead."
+                )
+
+        longest = self.model.sampling.max_new_tokens
+        require(self.n_paths >= 1, "n_paths", "at least 1", self.n_paths)
+        require(
+            1 <= self.keep <= self.n_paths,
+            "keep",
+            f"an integer from 1 to n_paths ({self.n_paths})",
+            self.keep,
+        )
+        require(self.pool >= self.n_paths, "pool_size", f"at least n_paths ({self.n_paths})", self.pool)
+        require(self.prefix_length >= 1, "prefix_length", "at least 1 token", self.prefix_length)
+        require(
+            self.prefix_length < longest,
+            "prefix_length",
+            f"smaller than model.sampling.max_new_tokens ({longest})",
+            self.prefix_length,
+        )
+        require(longest >= 1, "model.sampling.max_new_tokens", "at least 1", longest)
+        temperature, top_p = self.model.sampling.temperature, self.model.sampling.top_p
+        require(temperature >= 0, "model.sampling.temperature", "at least 0", temperature)
+        require(0 < top_p <= 1, "model.sampling.top_p", "above 0 and at most 1", top_p)
+        require(self.model.sampling.top_k >= 0, "model.sampling.top_k", "at least 0", self.model.sampling.top_k)
+        require(self.workers >= 0, "workers", "at least 0", self.workers)
+        require(self.evaluation.n_subsets >= 1, "evaluation.n_subsets", "at least 1", self.evaluation.n_subsets)
+        require(
+            self.evaluation.n_subsets_joint >= 1,
+            "evaluation.n_subsets_joint",
+            "at least 1",
+            self.evaluation.n_subsets_joint,
+        )
+
+    @property
+    def n_workers(self) -> int:
+        """Processes that fill the bank."""
+        return self.workers or (os.cpu_count() or 1)
+
+    def spec(self) -> ModelSpec:
+        """The model with prompt and answer style filled in from the dataset."""
+        model: ModelSpec = self.model
+        model.prompt = model.prompt or self.dataset.prompt
+        model.answer = model.answer or self.dataset.answer
+        return model
+
+
+DATASET_SCHEMAS: dict[str, type[datasets.Dataset]] = {
+    "arithmetic": datasets.Arithmetic,
+    "arithmetic_hard": datasets.ArithmeticHard,
+    "file": datasets.File,
+    "hub": datasets.Hub,
+}
+
+
+def register() -> None:
+    """Put every schema into Hydra's ConfigStore. Call before composing."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(group="schema", name="model", node=ModelSpec)
+    for name, cls in registry.methods().items():
+        store.store(group="method", name=name, node=cls)
+        store.store(group="schema/method", name=name, node=cls)
+    for name, cls in registry.backends().items():
+        store.store(group="backend", name=name, node=cls)
+    for name, schema in DATASET_SCHEMAS.items():
+        store.store(group="schema/dataset", name=name, node=schema)
+    for name in ("arithmetic", "arithmetic_hard", "file"):
+        store.store(group="dataset", name=name, node=DATASET_SCHEMAS[name])
+
+
+def to_run(cfg: Any) -> RunConfig:
+    """The composed configuration as objects, `__post_init__` checks included."""
+    run = OmegaConf.to_object(cfg)
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def plain(value: Any) -> Any:
+    """A config object as JSON-ready data (enums by name)."""
+    return OmegaConf.to_container(OmegaConf.structured(value), resolve=True, enum_to_str=True)

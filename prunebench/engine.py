@@ -1,0 +1,187 @@
+"""One problem: Launch, Check, Resume, Vote. The same code for stored traces and live engines.
+
+Knows no method and no engine by name: a session advances, a method scores, the core selects.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunebench.backend import Backend, Internals, Session
+from prunebench.errors import ContractViolation, PrunebenchError
+from prunebench.method import SignalGenerator
+from prunebench.select import Finished, top_k
+from prunebench.types import Capability, PathGroup, Problem, Trace, view
+
+StepCheck = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where and how the check happens.
+
+    Attributes
+    ----------
+    prefix_length : generated tokens of every path at the check.
+    seed : for methods that draw random numbers.
+    check_steps : ground truth of the dataset, for methods that require STEP_CHECK.
+    """
+
+    prefix_length: int
+    seed: int = 0
+    check_steps: StepCheck | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a method said about the live paths of a problem, and what that cost.
+
+    Attributes
+    ----------
+    scores : `(n_live,)` float64, higher = keep, NaN = could not be scored.
+    verifier_tokens : tokens run through a model only to judge.
+    seconds : time of `score`, without `reencode_s`.
+    reencode_s : time to rebuild states that a live engine still has (replay only).
+    reason : why scores are NaN, or None.
+    """
+
+    scores: np.ndarray
+    verifier_tokens: int
+    seconds: float
+    reencode_s: float
+    reason: str | None
+
+
+@dataclass(kw_only=True)
+class ProblemRun:
+    """One problem that went through Launch, Check, Resume.
+
+    Attributes
+    ----------
+    launched : the paths at the checkpoint, as far as they had come.
+    kept : `(n_paths,)` bool.
+    finished : the kept paths, complete.
+    check : the scores and their cost.
+    seconds : wall time by phase: launch, check, resume.
+    """
+
+    problem: Problem
+    launched: list[Trace]
+    kept: np.ndarray
+    finished: list[Trace]
+    check: Check
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def check(
+    method: SignalGenerator, session: Session, backend: Backend, checkpoint: Checkpoint
+) -> Check:
+    """Let a method score the live paths of a session, on a view of what it declared.
+
+    A method that breaks the contract raises; one that fails on this problem gives NaN with the
+    reason.
+    """
+    opened: list[Internals] = []
+
+    def internals() -> Internals:
+        if not opened:
+            opened.append(session.internals())
+        return opened[0]
+
+    traces = session.traces()
+    group = view(
+        session.problem,
+        session.prompt_ids,
+        traces,
+        checkpoint.prefix_length,
+        decode=backend.decode,
+        granted=method.requires,
+        seed=checkpoint.seed,
+        check_steps=checkpoint.check_steps,
+        internals=internals,
+    )
+    if method.requires & {Capability.KV_CACHE, Capability.HIDDEN_STATES}:
+        internals()  # so that re-encoding is over before the clock of the method starts
+    reason = None
+    start = time.perf_counter()
+    try:
+        scores = _validated(method, group)
+    except PrunebenchError:
+        raise
+    except Exception as error:  # a bad problem is a fact, not the end of the run
+        scores = np.full(len(traces), np.nan)
+        reason = f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - start
+    if reason is None and np.isnan(scores).any():
+        reason = "the method returned NaN"
+    return Check(
+        scores=scores,
+        verifier_tokens=sum(states.forwarded_tokens for states in opened),
+        seconds=seconds,
+        reencode_s=getattr(session, "reencode_s", 0.0),
+        reason=reason,
+    )
+
+
+def _validated(method: SignalGenerator, group: PathGroup) -> np.ndarray:
+    scores = method.score(group)
+    expected = (len(group),)
+    if not isinstance(scores, np.ndarray) or scores.shape != expected:
+        got = getattr(scores, "shape", type(scores).__name__)
+        raise ContractViolation(
+            f"{type(method).__name__}.score must return an array of shape {expected}, one score "
+            f"per path. Got {got} instead."
+        )
+    if scores.dtype != np.float64:
+        raise ContractViolation(
+            f"{type(method).__name__}.score must return float64. Got {scores.dtype} instead; "
+            f"use scores.astype(np.float64)."
+        )
+    return scores
+
+
+def launch_check_resume(
+    backend: Backend,
+    problem: Problem,
+    method: SignalGenerator,
+    checkpoint: Checkpoint,
+    *,
+    n_paths: int,
+    keep: int,
+    policy: Finished = Finished.COMPETE,
+) -> ProblemRun:
+    """Run one problem for real: pruned paths are dropped, kept ones resume from their cache."""
+    clock = time.perf_counter
+    start = clock()
+    session = backend.open(problem, range(n_paths))
+    try:
+        session.advance(checkpoint.prefix_length)
+        launched = session.traces()
+        launch_end = clock()
+        verdict = check(method, session, backend, checkpoint)
+        done = np.array(
+            [t.stopped and t.n_tokens <= checkpoint.prefix_length for t in launched], dtype=bool
+        )
+        kept = top_k(verdict.scores[None], keep, finished=done[None], policy=policy)[0]
+        check_end = clock()
+        session.keep(kept)
+        finished = session.finish()
+        resume_end = clock()
+    finally:
+        session.close()
+    return ProblemRun(
+        problem=problem,
+        launched=launched,
+        kept=kept,
+        finished=finished,
+        check=verdict,
+        seconds={
+            "launch": launch_end - start,
+            "check": check_end - launch_end,
+            "resume": resume_end - check_end,
+        },
+    )

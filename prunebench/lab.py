@@ -1,0 +1,301 @@
+"""What the cells of a sweep share in one process: engines, banks, pools and prepared methods.
+
+A sweep is many small runs; loading a model or reading a bank once per run would cost more than
+the runs. Everything here is found by content, so two cells share exactly what they may share.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunebench import checkpoints, compat, registry
+from prunebench.backend import Backend
+from prunebench.backends.replay import ReplayBackend
+from prunebench.bank import Bank, FillReport, bank_key, fill
+from prunebench.config import RunConfig, plain
+from prunebench.evaluate import ProblemPool, pool_of
+from prunebench.method import Context, SignalGenerator, Trainable
+from prunebench.modes import Mode
+from prunebench.types import Capability, Problem, Trace
+
+ROWS_PER_GROUP = 512
+"""Paths decoded together when `bank.group` is 0."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stored:
+    """The paths of one problem in memory: the first `pool` of the bank."""
+
+    problem: Problem
+    prompt_ids: np.ndarray
+    traces: list[Trace]
+    pool: ProblemPool
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """A method that is ready to score.
+
+    Attributes
+    ----------
+    checkpoint : folder of its trained weights, None for methods that have none.
+    checkpoint_hash : identifies the weights in score tables.
+    """
+
+    method: SignalGenerator
+    checkpoint: Path | None
+    checkpoint_hash: str | None
+    ready: bool = False
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """Shared by all runs of a process. `seconds` adds up wall time by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _backends: dict[str, Backend] = field(default_factory=dict)
+    _banks: dict[str, Bank] = field(default_factory=dict)
+    _stored: dict[tuple[str, str], Stored] = field(default_factory=dict)
+    _methods: dict[str, Prepared] = field(default_factory=dict)
+
+    def clock(self, phase: str) -> _Clock:
+        """A context manager that adds its wall time to `seconds[phase]`."""
+        return _Clock(self.seconds, phase)
+
+    def backend(self, run: RunConfig) -> Backend:
+        """The engine of a run, bound to its model; loads nothing by itself."""
+        key = _key(run.backend, run.model, run.seed)
+        if key not in self._backends:
+            run.backend.bind(run.spec(), run.seed)
+            self._backends[key] = run.backend
+        return self._backends[key]
+
+    def pair(self, run: RunConfig) -> None:
+        """Raise `Incompatible` when the method needs what this run cannot give."""
+        extra = run.dataset.provides
+        if run.mode is Mode.replay:
+            extra |= {Capability.OUTCOME}
+        requires = run.method.requires
+        if run.mode is Mode.online:
+            requires |= compat.ENGINE_REQUIRES
+        name = registry.method_name(run.method)
+        compat.check(
+            name,
+            requires,
+            backend=_stem(run.backend),
+            provides=run.backend.provides | extra,
+            providers={n: cls().provides for n, cls in registry.backends().items()},
+        )
+
+    def bank(self, run: RunConfig) -> Bank:
+        """The trace bank of a run, opened or created."""
+        backend = self.backend(run)
+        spec = backend.spec
+        prompt = {
+            "prompt": spec.prompt,
+            "chat": spec.chat,
+            "chat_kwargs": spec.chat_kwargs,
+            "answer": spec.answer,
+        }
+        key = bank_key(
+            backend.identity(),
+            spec.sampling,
+            prompt,
+            run.dataset.identity(),
+            run.seed,
+            run.bank.stats_dtype,
+        )
+        memo = _key(key, run.bank)
+        if memo not in self._banks:
+            if run.bank.path is not None:
+                self._banks[memo] = Bank.at(Path(run.bank.path), key)
+            else:
+                label = f"{spec.name}-{run.dataset.name}"
+                self._banks[memo] = Bank.open(Path(run.bank.dir), key, label)
+        return self._banks[memo]
+
+    def fill(self, run: RunConfig, progress: Callable[[int], None]) -> FillReport:
+        """Generate the paths of a run that its bank does not hold yet."""
+        bank, problems = self.bank(run), run.dataset.problems()
+        missing = [p for p in problems if bank.missing(p, run.pool)]
+        if not missing:
+            progress(len(problems))
+            return FillReport(n_generated=0, failures=[])
+        group = run.bank.group or max(1, ROWS_PER_GROUP // run.pool)
+        backend = self.backend(run)
+        n_helpers = min(run.n_workers, -(-len(missing) // group)) - 1
+        if n_helpers and _on_gpu(backend):
+            n_helpers = 0
+        spawn = multiprocessing.get_context("spawn")
+        work = (bank.folder, bank.key, backend, backend.spec, run.seed, problems, run.pool, group)
+        helpers = [
+            spawn.Process(target=_fill_beside, args=work, daemon=True) for _ in range(n_helpers)
+        ]
+        for helper in helpers:
+            helper.start()
+        try:
+            with _single_threaded(bool(helpers)):
+                report = fill(bank, backend, problems, run.pool, group=group, progress=progress)
+        finally:
+            for helper in helpers:
+                helper.terminate()
+                helper.join()
+        return report
+
+    def stored(self, run: RunConfig) -> dict[str, Stored]:
+        """The first `run.pool` paths of every problem that the bank holds whole."""
+        bank = self.bank(run)
+        found = {}
+        for problem in run.dataset.problems():
+            memo = (f"{bank.folder}", f"{problem.id}:{run.pool}")
+            if memo not in self._stored:
+                content = None if bank.missing(problem, run.pool) else bank.read(problem)
+                if content is None:
+                    continue
+                traces = [t for t in content[1] if t.index < run.pool]
+                self._stored[memo] = Stored(
+                    problem=problem,
+                    prompt_ids=content[0],
+                    traces=traces,
+                    pool=pool_of(problem.id, traces),
+                )
+            found[problem.id] = self._stored[memo]
+        return found
+
+    def replay(self, run: RunConfig, stored: dict[str, Stored]) -> ReplayBackend:
+        """An engine whose tokens come from the bank."""
+        backend = self.backend(run)
+        replay = ReplayBackend(
+            lookup=lambda p: (stored[p.id].prompt_ids, stored[p.id].traces), source=backend
+        )
+        replay.bind(backend.spec, run.seed)
+        return replay
+
+    def prepared(self, run: RunConfig) -> Prepared:
+        """The method with its checkpoint found, but nothing loaded yet.
+
+        Raises `NotTrained` when a learnable method has no weights for this model.
+        """
+        name = registry.method_name(run.method)
+        key = _key(name, run.method, run.backend, run.model, run.seed, run.train.output)
+        if key not in self._methods:
+            folder = None
+            if isinstance(run.method, Trainable):
+                folder = checkpoints.find(
+                    name,
+                    run.model.name,
+                    override=run.method.checkpoint,
+                    output=run.train.output,
+                )
+            self._methods[key] = Prepared(
+                method=run.method,
+                checkpoint=folder,
+                checkpoint_hash=checkpoints.fingerprint(folder) if folder else None,
+            )
+        return self._methods[key]
+
+    def ready(self, prepared: Prepared, run: RunConfig) -> SignalGenerator:
+        """The method with its weights loaded and set up."""
+        if not prepared.ready:
+            context = Context(
+                model_name=run.model.name, backend=self.backend(run), seed=run.seed
+            )
+            if prepared.checkpoint is not None:
+                assert isinstance(prepared.method, Trainable)
+                prepared.method.load(prepared.checkpoint, context)
+            prepared.method.setup(context)
+            prepared.ready = True
+        return prepared.method
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float]
+    phase: str
+    start: float = 0.0
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.perf_counter() - self.start
+        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + spent
+
+
+def _key(*parts: Any) -> str:
+    ready = [p if isinstance(p, (str, int, dict, type(None))) else plain(p) for p in parts]
+    return json.dumps(ready, sort_keys=True, default=str)
+
+
+def _stem(backend: Backend) -> str:
+    return type(backend).__module__.rsplit(".", 1)[-1]
+
+
+def _on_gpu(backend: Backend) -> bool:
+    device = getattr(backend, "device", "cpu")
+    if device != "auto":
+        return device != "cpu"
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class _single_threaded:  # noqa: N801  a context manager used like a function
+    """One torch thread while other processes use the other cores."""
+
+    def __init__(self, active: bool) -> None:
+        self.active = active
+
+    def __enter__(self) -> None:
+        if self.active:
+            import torch
+
+            self.before = torch.get_num_threads()
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            import torch
+
+            torch.set_num_threads(self.before)
+
+
+def _fill_beside(
+    folder: Path,
+    key: dict[str, Any],
+    backend: Backend,
+    spec: Any,
+    seed: int,
+    problems: list[Problem],
+    n_paths: int,
+    group: int,
+) -> None:
+    """A helper process: fills the same bank from its end, so that the two meet once."""
+    import os
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    own = replace(backend)  # type: ignore[type-var]  every backend is a dataclass
+    own.bind(spec, seed)
+    parent = multiprocessing.parent_process()
+
+    def stop_without_parent(_: int) -> None:
+        if parent is not None and not parent.is_alive():
+            raise SystemExit(1)
+
+    with _single_threaded(True):
+        fill(
+            Bank.at(folder, key),
+            own,
+            problems,
+            n_paths,
+            group=group,
+            progress=stop_without_parent,
+        )

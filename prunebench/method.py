@@ -1,0 +1,157 @@
+"""The public contract: what a path-pruning method is.
+
+A method only scores. Selection, voting, timing, counting and files belong to the core. A method
+is one dataclass in one file of `methods/`; its fields are its hyper-parameters and become Hydra
+options (`method.window=512`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+
+from prunebench.errors import NotTrained
+from prunebench.types import Capability, Path, PathGroup, SignalType
+
+if TYPE_CHECKING:
+    from prunebench.backend import Backend
+
+__all__ = [
+    "Capability",
+    "Context",
+    "LabelledPrefix",
+    "Path",
+    "PathGroup",
+    "PathSignal",
+    "SignalGenerator",
+    "SignalType",
+    "Trainable",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the core hands to `setup`, `fit` and `load`.
+
+    Attributes
+    ----------
+    model_name : the model's name in `conf/model/`.
+    backend : the engine that generates (or generated) the paths; loads on first use.
+    seed : seed of the run.
+    work_dir : a folder for files that a long `fit` wants to keep between interruptions.
+    """
+
+    model_name: str
+    backend: Backend
+    seed: int = 0
+    work_dir: FilePath | None = None
+
+
+@dataclass(kw_only=True)
+class SignalGenerator(ABC):
+    """Scores the live paths of one problem at a checkpoint.
+
+    Class attributes
+    ----------------
+    type : place in the taxonomy.
+    paper : where the formula comes from, with a URL.
+    requires : what the method reads beyond text and token ids. Matched against what the backend
+        provides before anything loads; anything not declared is not readable.
+    joint : True when the score of a path depends on the other paths. Such methods are scored
+        again for every subset of the pool.
+    """
+
+    type: ClassVar[SignalType]
+    paper: ClassVar[str]
+    requires: ClassVar[frozenset[Capability]] = frozenset()
+    joint: ClassVar[bool] = True
+
+    def setup(self, context: Context) -> None:  # noqa: B027  optional hook
+        """Load what scoring needs (weights, clients). Nothing heavy happens before this."""
+
+    @abstractmethod
+    def score(self, group: PathGroup) -> np.ndarray:
+        """Score every path of the group.
+
+        Returns
+        -------
+        scores : `(n_paths,)` float64, higher = keep, NaN = could not be scored. Deterministic,
+            independent of the order of the paths, and the group is left as it was.
+        """
+
+    def close(self) -> None:  # noqa: B027  optional hook
+        """Free what `setup` took."""
+
+
+@dataclass(kw_only=True)
+class PathSignal(SignalGenerator):
+    """A method whose score of a path depends on that path alone."""
+
+    joint: ClassVar[bool] = False
+
+    @abstractmethod
+    def score_path(self, path: Path) -> float:
+        """The score of one path: higher = keep, NaN = could not be scored."""
+
+    def score(self, group: PathGroup) -> np.ndarray:
+        return np.array([self.score_path(path) for path in group.paths], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPrefix:
+    """A training example: a prefix and how often its continuations end in the right answer.
+
+    Attributes
+    ----------
+    problem_id : examples of one problem never stand on both sides of a split.
+    prompt_ids, prefix_ids : `(n_prompt,)` and `(n_prefix,)` int32 token ids.
+    label : share of right continuations, in [0, 1].
+    n_continuations : how many continuations the share is taken over.
+    """
+
+    problem_id: str
+    prompt_ids: np.ndarray
+    prefix_ids: np.ndarray
+    label: float
+    n_continuations: int
+
+
+class Trainable(ABC):
+    """A method with weights that `prunebench train` makes. Learned state ends in `_`."""
+
+    fit_requires: ClassVar[frozenset[Capability]] = frozenset({Capability.GRADIENTS})
+    checkpoint: str | None = None  # every Trainable dataclass repeats it as a field
+
+    @abstractmethod
+    def fit(
+        self, train: Sequence[LabelledPrefix], valid: Sequence[LabelledPrefix], context: Context
+    ) -> Self:
+        """Fit on `train`; choose the best state by within-problem AUROC on `valid`."""
+
+    @abstractmethod
+    def save(self, folder: FilePath) -> None:
+        """Write the learned state (safetensors and JSON)."""
+
+    @abstractmethod
+    def load(self, folder: FilePath, context: Context) -> Self:
+        """Read what `save` wrote and get ready to score with `context.backend`."""
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether `score` can be called."""
+
+    def check_fitted(self) -> None:
+        """Raise `NotTrained`, with the remedy, when there is no learned state."""
+        if not self.is_fitted:
+            name = type(self).__module__.rsplit(".", 1)[-1]
+            raise NotTrained(
+                f"The method {name!r} has no trained weights yet. Train it with "
+                f"'python -m prunebench train method={name} model=<model>', or point "
+                f"'method.checkpoint=' at a folder with trained weights."
+            )

@@ -1,0 +1,320 @@
+"""The data that flows through prunebench: problems, traces, and what a method sees of them.
+
+A `Trace` is a complete sampled path, with everything recorded about it. A method never sees a
+trace: it sees a `PathGroup` of `Path` objects, cut at the checkpoint and restricted to the
+capabilities it declared. This module knows no method, no engine and no file format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunebench.errors import UndeclaredCapability
+
+if TYPE_CHECKING:  # the internals hold torch tensors; this module stays importable without torch
+    from prunebench.backend import Internals
+
+
+class SignalType(StrEnum):
+    """The four-type taxonomy of path-pruning signals (arXiv 2604.16029, Table 1)."""
+
+    I = "I"  # noqa: E741  external signal, not learnable: text heuristics
+    II = "II"  # external signal, learnable: reward models, judges
+    III = "III"  # internal signal, not learnable: confidence, entropy
+    IV = "IV"  # internal signal, learnable: STOP, probes
+    CONTROL = "control"  # a reference row, not a signal anyone could deploy: random, oracles
+
+
+class Capability(StrEnum):
+    """What a method may read beyond text and token ids. Declared in `requires`.
+
+    The comment says which attribute of `Path` or `PathGroup` it opens.
+    """
+
+    LOGPROBS = "logprobs"  # path.logprobs
+    TOP_LOGPROBS = "top_logprobs"  # path.top_logprobs
+    ENTROPY = "entropy"  # path.entropy
+    SUM_LOGPROBS = "sum_logprobs"  # path.sum_logprobs
+    HIDDEN_STATES = "hidden_states"  # group.internals.hidden_states()
+    KV_CACHE = "kv_cache"  # group.internals.read()
+    GRADIENTS = "gradients"  # context.backend.model(), to train
+    CONTINUE = "continue"  # the engine can resume a path from its prefix
+    ENDPOINT = "endpoint"  # an OpenAI-compatible server for judges
+    STEP_CHECK = "step_check"  # path.steps_correct: ground truth of every finished step
+    OUTCOME = "outcome"  # path.correct: how the path ends, past the checkpoint (controls only)
+
+
+INTERNAL = frozenset(
+    {
+        Capability.LOGPROBS,
+        Capability.TOP_LOGPROBS,
+        Capability.ENTROPY,
+        Capability.SUM_LOGPROBS,
+        Capability.HIDDEN_STATES,
+        Capability.KV_CACHE,
+    }
+)
+"""Capabilities that read the generating model itself: what makes a signal Type III or IV."""
+
+TOKEN_STATS = ("logprobs", "top_logprobs", "entropy", "sum_logprobs")
+"""Names of the per-token statistics, in the order in which banks store them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One question with its gold answer.
+
+    Attributes
+    ----------
+    id : stable identifier, made from the content, safe as a file name.
+    question : the text put into the prompt template.
+    answer : the gold answer; methods never see it.
+    """
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStats:
+    """Per-token statistics of the raw next-token distribution P_t (before temperature, top-p,
+    top-k), each `(n_tokens,)` float32 in nats, or None when the engine does not give it.
+
+    Attributes
+    ----------
+    logprobs : log P_t of the sampled token.
+    top_logprobs : mean of the 20 largest log P_t (fewer when the vocabulary is smaller).
+    entropy : exact entropy of P_t over the whole vocabulary.
+    sum_logprobs : sum over the whole vocabulary of log P_t(v).
+    vocab_size : number of terms in `sum_logprobs`.
+    """
+
+    logprobs: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    sum_logprobs: np.ndarray | None = None
+    vocab_size: int = 0
+
+    def cut(self, n_tokens: int) -> TokenStats:
+        """The statistics of the first `n_tokens` tokens, as read-only copies."""
+        return replace(
+            self, **{name: _frozen(getattr(self, name), n_tokens) for name in TOKEN_STATS}
+        )
+
+
+def _frozen(values: np.ndarray | None, n: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    cut = np.array(values[:n])
+    cut.setflags(write=False)
+    return cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A complete sampled path and what became of it.
+
+    Attributes
+    ----------
+    index : position of the path in its problem's pool; with the seed it determines the path.
+    token_ids : `(n_tokens,)` int32, generated tokens only, the end-of-text token included.
+    text : the generated text, special tokens left out.
+    stats : per-token statistics of the generated tokens.
+    stopped : True when the model ended the path itself, False when it ran into max_new_tokens.
+    answer : the extracted answer, None when the text holds none.
+    correct : whether `answer` equals the gold answer.
+    """
+
+    index: int
+    token_ids: np.ndarray
+    text: str
+    stats: TokenStats
+    stopped: bool
+    answer: str | None
+    correct: bool
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """What a method sees of one path: its first `prefix_length` generated tokens.
+
+    Text, token ids and `finished` are always there. The statistics are opened by the capability
+    of the same name in the method's `requires`; reading one that was not declared raises
+    `UndeclaredCapability`. All arrays are read-only.
+
+    Attributes
+    ----------
+    index : identity of the path within its problem; use it only to break ties.
+    token_ids : `(n_tokens,)` int32, generated tokens up to the checkpoint.
+    text : their text.
+    finished : the path ended at or before the checkpoint, so the prefix is the whole path.
+    """
+
+    index: int
+    token_ids: np.ndarray
+    text: str
+    finished: bool
+    _readings: Mapping[Capability, Any] = field(repr=False)
+    _granted: frozenset[Capability] = field(repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """`(n_tokens,)` log-probability of each sampled token, nats, before temperature."""
+        return self._read(Capability.LOGPROBS, "logprobs")
+
+    @property
+    def top_logprobs(self) -> np.ndarray:
+        """`(n_tokens,)` mean of the 20 largest log-probabilities at each token, nats."""
+        return self._read(Capability.TOP_LOGPROBS, "top_logprobs")
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """`(n_tokens,)` exact entropy of each next-token distribution, nats."""
+        return self._read(Capability.ENTROPY, "entropy")
+
+    @property
+    def sum_logprobs(self) -> np.ndarray:
+        """`(n_tokens,)` sum over the vocabulary of the log-probabilities, nats."""
+        return self._read(Capability.SUM_LOGPROBS, "sum_logprobs")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of terms in `sum_logprobs`."""
+        self._read(Capability.SUM_LOGPROBS, "vocab_size")
+        return self._readings["vocab_size"]  # type: ignore[index]
+
+    @property
+    def steps_correct(self) -> bool:
+        """Ground truth: every finished step of the prefix is right."""
+        return self._read(Capability.STEP_CHECK, "steps_correct")()
+
+    @property
+    def correct(self) -> bool:
+        """How the whole path ends. Lies past the checkpoint: for controls only."""
+        return self._read(Capability.OUTCOME, "correct")
+
+    def _read(self, capability: Capability, attribute: str) -> Any:
+        if capability not in self._granted:
+            raise UndeclaredCapability(
+                f"The method read path.{attribute} without declaring it: "
+                f"add Capability.{capability.name} to its 'requires'."
+            )
+        return self._readings[capability]
+
+
+@dataclass(frozen=True, eq=False)
+class PathGroup:
+    """All live paths of one problem at one checkpoint: the argument of `score`.
+
+    Attributes
+    ----------
+    problem_id, question : the problem, without its answer.
+    prompt_ids : `(n_prompt,)` int32, the tokens before the paths.
+    prefix_length : the checkpoint L, in generated tokens.
+    paths : the live paths; `len(group)` of them.
+    seed : seed for methods that draw random numbers; use `group.rng()`.
+    """
+
+    problem_id: str
+    question: str
+    prompt_ids: np.ndarray
+    prefix_length: int
+    paths: tuple[Path, ...]
+    seed: int
+    _internals: Callable[[], Internals] | None = field(default=None, repr=False)
+    _granted: frozenset[Capability] = field(default=frozenset(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def internals(self) -> Internals:
+        """The generating model's states at the checkpoint, in the order of `paths`."""
+        if not self._granted & {Capability.KV_CACHE, Capability.HIDDEN_STATES}:
+            raise UndeclaredCapability(
+                "The method read group.internals without declaring it: add Capability.KV_CACHE "
+                "or Capability.HIDDEN_STATES to its 'requires'."
+            )
+        assert self._internals is not None, "pairing let a method pass without internals"
+        return self._internals()
+
+    def rng(self, path: Path | None = None) -> np.random.Generator:
+        """A generator that depends on the seed, the problem and, if given, the path only."""
+        words = [self.seed, *self.problem_id.encode()]
+        return np.random.default_rng(words if path is None else [*words, 1 + path.index])
+
+    def subset(self, order: Sequence[int] | np.ndarray) -> PathGroup:
+        """The group of `paths[i] for i in order`, in that order."""
+        order = [int(i) for i in order]
+        source = self._internals
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in order),
+            _internals=(lambda: source().subset(order)) if source else None,
+        )
+
+
+def view(
+    problem: Problem,
+    prompt_ids: np.ndarray,
+    traces: Sequence[Trace],
+    prefix_length: int,
+    *,
+    decode: Callable[[np.ndarray], str],
+    granted: frozenset[Capability],
+    seed: int,
+    check_steps: Callable[[str, str], bool] | None = None,
+    internals: Callable[[], Internals] | None = None,
+) -> PathGroup:
+    """Cut traces at the checkpoint and keep only what `granted` opens.
+
+    Nothing past the checkpoint is reachable from the result, except `path.correct` when OUTCOME
+    is granted.
+    """
+    paths = []
+    for trace in traces:
+        ids = _frozen(trace.token_ids, prefix_length)
+        assert ids is not None
+        whole = trace.n_tokens <= prefix_length
+        text = trace.text if whole else decode(ids)
+        stats = trace.stats.cut(prefix_length)
+        readings: dict[Any, Any] = {
+            c: getattr(stats, c.value)
+            for c in Capability
+            if c in granted and c.value in TOKEN_STATS
+        }
+        if Capability.SUM_LOGPROBS in granted:
+            readings["vocab_size"] = stats.vocab_size
+        if Capability.STEP_CHECK in granted and check_steps is not None:
+            readings[Capability.STEP_CHECK] = lambda check=check_steps, text=text: check(
+                problem.question, text
+            )
+        if Capability.OUTCOME in granted:
+            readings[Capability.OUTCOME] = trace.correct
+        paths.append(Path(trace.index, ids, text, whole and trace.stopped, readings, granted))
+    prompt = _frozen(prompt_ids, len(prompt_ids))
+    assert prompt is not None
+    return PathGroup(
+        problem.id,
+        problem.question,
+        prompt,
+        prefix_length,
+        tuple(paths),
+        seed,
+        internals,
+        granted,
+    )

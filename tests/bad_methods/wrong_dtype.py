@@ -1,0 +1,18 @@
+"""Faulty on purpose: float32 instead of float64."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunebench.method import PathGroup, SignalGenerator, SignalType
+
+
+@dataclass(kw_only=True)
+class WrongDtype(SignalGenerator):
+    """Higher = keep: longer text."""
+
+    type = SignalType.I
+    paper = "https://arxiv.org/abs/2604.16029"
+
+    def score(self, group: PathGroup) -> np.ndarray:
+        return np.array([len(p.text) for p in group.paths], dtype=np.float32)

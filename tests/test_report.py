@@ -1,0 +1,368 @@
+"""From records to tables and figures: the same table from the same records, whoever wrote them."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from prunebench import stats
+from prunebench.cells import CSV_COLUMNS, Cell
+from prunebench.errors import ConfigError, DamagedFile, PrunebenchError
+from prunebench.evaluate import (
+    ProblemPool,
+    Status,
+    draw_subsets,
+    evaluate_problem,
+    failed_problem,
+    no_pruning,
+    oracle_pruning,
+    random_pruning,
+)
+from prunebench.report import figures, records, tables
+from prunebench.types import SignalType
+
+N_POOL, N_PATHS, N_PROBLEMS, N_SUBSETS = 24, 16, 10, 12
+METHODS = {"strong": (SignalType.IV, 2.0), "twin": (SignalType.III, 2.0), "weak": (SignalType.I, 0)}
+
+
+def pools(seed: int = 0) -> list[ProblemPool]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(N_PROBLEMS):
+        correct = rng.random(N_POOL) < 0.5
+        made.append(
+            ProblemPool(
+                problem_id=f"p{i}",
+                indices=np.arange(N_POOL),
+                lengths=rng.integers(30, 90, size=N_POOL),
+                stopped=np.ones(N_POOL, dtype=bool),
+                codes=np.where(correct, 0, rng.integers(1, 4, size=N_POOL)),
+                correct=correct,
+                answers=["1", "2", "3", "4"],
+            )
+        )
+    return made
+
+
+def rows_of_run(method: str, keep: int = 4, prefix_length: int = 32, n_problems: int = N_PROBLEMS):
+    """The rows that one run of one method writes: its own and the three references."""
+    kind, strength = METHODS[method]
+    cell = Cell(
+        run_id=f"{method}-{keep}-{prefix_length}",
+        model="tiny",
+        dataset="arithmetic",
+        method=method,
+        type=kind,
+        mode="replay",
+        n_paths=N_PATHS,
+        keep=keep,
+        prefix_length=prefix_length,
+    )
+    rows = []
+    for i, pool in enumerate(pools()[:n_problems]):
+        subsets = draw_subsets(N_POOL, N_PATHS, N_SUBSETS, np.random.default_rng([7, i]))
+        noise = np.random.default_rng([*method.encode(), i]).normal(size=N_POOL)
+        scores = (noise + strength * pool.correct)[subsets]
+        options = {"keep": keep, "prefix_length": prefix_length}
+        rng = np.random.default_rng([i, keep])
+        rows += [
+            records.record(
+                cell, evaluate_problem(pool, subsets, scores, **options, score_seconds=0.25)
+            ),
+            records.record(
+                cell.reference("none"), no_pruning(pool, subsets, prefix_length=prefix_length)
+            ),
+            records.record(
+                cell.reference("random"), random_pruning(pool, subsets, **options, rng=rng)
+            ),
+            records.record(cell.reference("oracle"), oracle_pruning(pool, subsets, **options)),
+        ]
+    return cell, rows
+
+
+@pytest.fixture(scope="module")
+def single() -> pd.DataFrame:
+    return records.frame([row for method in METHODS for row in rows_of_run(method)[1]])
+
+
+@pytest.fixture(scope="module")
+def sweep() -> pd.DataFrame:
+    return records.frame(
+        [
+            row
+            for method in METHODS
+            for prefix_length in (16, 32)
+            for keep in (2, 4)
+            for row in rows_of_run(method, keep, prefix_length)[1]
+        ]
+    )
+
+
+def printed(frame: pd.DataFrame, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    tables.show(records.analyse(frame), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_file_gives_back_the_same_table(tmp_path: Path, single: pd.DataFrame):
+    path = tmp_path / "run" / "records.parquet"
+    records.write(path, single)
+    back = records.read([path])
+    pd.testing.assert_frame_equal(back, single)
+    pd.testing.assert_frame_equal(records.summary(back), records.summary(single))
+    assert [p.name for p in path.parent.iterdir()] == ["records.parquet"]
+
+
+def test_rows_stand_in_order_and_references_only_once(single: pd.DataFrame):
+    table = records.summary(single)
+    assert tuple(table.columns) == CSV_COLUMNS
+    assert table["method"].tolist() == ["none", "random", "strong", "twin", "weak", "oracle"]
+    assert table["keep"].tolist() == [16, 4, 4, 4, 4, 4]
+    assert (table["status"] == "ok").all()
+
+
+def test_numbers_of_the_summary_are_those_of_the_records(single: pd.DataFrame):
+    table = records.summary(single).set_index("method")
+    own = single[single["method"] == "strong"]
+    assert table.loc["strong", "avg"] == pytest.approx(own["avg"].mean())
+    assert table.loc["strong", "generator_tokens"] == pytest.approx(own["generator_tokens"].mean())
+    assert table.loc["strong", "score_seconds"] == 0.25
+    per_subset = np.stack(own["avg_subsets"].tolist()).astype(float)
+    expected = stats.estimate(per_subset, seed=records.BOOTSTRAP_SEED)
+    assert table.loc["strong", "avg_lo"] == pytest.approx(expected.lo)
+    assert table.loc["random", "avg"] == pytest.approx(table.loc["none", "avg"])
+    assert table.loc["random", "headroom"] == 0.0
+    assert table.loc["oracle", "headroom"] == 1.0
+    assert table.loc["none", "token_reduction_pct"] == 0.0
+    assert 0 < table.loc["strong", "token_reduction_pct"] < 100
+
+
+def test_runs_apart_or_together_give_the_same_rows(tmp_path: Path, single: pd.DataFrame):
+    paths = []
+    for method in METHODS:
+        _, rows = rows_of_run(method)
+        paths.append(tmp_path / method / "records.parquet")
+        records.write(paths[-1], records.frame(rows))
+    together = records.summary(records.read(paths))
+    pd.testing.assert_frame_equal(together, records.summary(single))
+    alone = records.summary(records.read(paths[:1]))
+    first = together[together["method"] != "twin"]
+    first = first[first["method"] != "weak"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, first)
+
+
+def test_references_of_other_banks_and_seeds_are_not_mixed(single: pd.DataFrame):
+    for column, value in (("bank", "other"), ("seed", 1), ("mode", "online")):
+        other = single.assign(**{column: value})
+        table = records.summary(pd.concat([single, other], ignore_index=True))
+        assert (table["method"] == "random").sum() == 2
+
+
+def test_runs_of_different_numbers_of_problems_share_what_they_can():
+    _, short = rows_of_run("weak", n_problems=4)
+    _, long = rows_of_run("strong")
+    table = records.summary(records.frame(short + long)).set_index("method")
+    reference = records.summary(records.frame(short)).set_index("method")
+    assert table.loc["weak", "headroom"] == pytest.approx(reference.loc["weak", "headroom"])
+    assert table.loc["random", "avg"] != reference.loc["random", "avg"]
+
+
+def test_a_failed_cell_a_failed_problem_and_a_late_failure():
+    cell, rows = rows_of_run("strong")
+    broken = replace(cell, method="broken[x]", run_id="b")
+    half = replace(cell, method="half", run_id="h")
+    rows += [
+        records.failed_record(broken, Status.SKIPPED, "no endpoint [y]"),
+        records.record(half, failed_problem("p0", "it hurts")),
+        *(
+            {**row, "method": "half", "run_id": "h"}
+            for row in rows[4:]
+            if row["method"] == "strong"
+        ),
+    ]
+    frame = records.frame(rows)
+    table = records.summary(frame).set_index("method")
+    assert table.loc["broken[x]", "status"] == "skipped"
+    assert table.loc["broken[x]", "reason"] == "no endpoint [y]"
+    assert np.isnan(table.loc["broken[x]", "avg"])
+    assert table.loc["half", "status"] == "partial"
+    assert "1 of 10 problems failed (p0: it hurts)" in table.loc["half", "reason"]
+    text = printed(frame)
+    assert "broken[x] skipped: no endpoint [y]" in text
+    late = [*rows, records.failed_record(cell, Status.FAILED, "stopped early")]
+    line = records.summary(records.frame(late)).set_index("method").loc["strong"]
+    assert line["status"] == "partial"
+    assert "stopped early" in line["reason"]
+
+
+def test_a_run_without_any_success():
+    cell, _ = rows_of_run("strong", n_problems=0)
+    frame = records.frame([records.failed_record(cell, Status.FAILED, "out of memory")])
+    assert "strong failed: out of memory" in printed(frame)
+    assert figures.write_figures(records.analyse(frame), Path("unused")) == []
+    assert records.summary(records.frame([])).empty
+
+
+def test_csv_has_the_exact_header_and_empty_cells(tmp_path: Path, single: pd.DataFrame):
+    written = tables.write(records.analyse(single), tmp_path)
+    assert [p.name for p in written] == ["summary.csv", "summary.md"]
+    lines = written[0].read_text().splitlines()
+    assert lines[0] == ",".join(CSV_COLUMNS)
+    back = pd.read_csv(written[0], keep_default_na=False)
+    none = back[back["method"] == "none"].iloc[0]
+    assert (none["auroc_within"], none["score_seconds"]) == ("", "")
+    assert "no signal" in none["reason"]
+    full = records.summary(single).set_index("method")
+    assert float(back[back["method"] == "twin"]["avg"].iloc[0]) == pytest.approx(
+        full.loc["twin", "avg"], rel=1e-5
+    )
+
+
+def test_markdown_marks_the_best_and_gives_corrected_differences(single: pd.DataFrame):
+    rows = records.analyse(single)
+    block = tables.blocks(rows)[0]
+    by_name = {row.cell.method: c for row, c in zip(block.rows, block.avg, strict=True)}
+    assert by_name["strong"].best or by_name["twin"].best
+    assert by_name["strong"].tied
+    assert by_name["twin"].tied
+    assert not by_name["weak"].tied
+    for control in ("none", "oracle"):
+        assert by_name[control].difference is None
+    # Holm over weak, random and the other twin, by hand.
+    best = "strong" if by_name["strong"].best else "twin"
+    values = {row.cell.method: np.stack([r.avg for r in row.results]) for row in block.rows}
+    others = [m for m in ("strong", "twin", "weak", "random") if m != best]
+    p = [
+        stats.paired_difference(values[m], values[best], seed=records.BOOTSTRAP_SEED).p
+        for m in others
+    ]
+    expected = dict(zip(others, stats.holm(p), strict=True))
+    for method, value in expected.items():
+        assert by_name[method].p_holm == pytest.approx(value)
+    text = tables.markdown(rows)
+    line = next(line for line in text.splitlines() if line.startswith(f"| {best} "))
+    assert f"**{100 * values[best].mean():.1f}**" in line
+    widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| ")}
+    assert len(widths) == 1
+
+
+def test_the_console_table_fits_80_columns(single: pd.DataFrame, sweep: pd.DataFrame):
+    for text in (printed(single), printed(sweep)):
+        assert max(map(len, text.splitlines())) <= 80
+        for name in ("no pruning", "random", "strong", "twin", "weak", "oracle"):
+            assert name in text
+        assert "…" not in text
+    assert "keep 4 of 16, checkpoint 32 tokens" in printed(single)
+
+
+def test_a_sweep_is_one_matrix_per_checkpoint(sweep: pd.DataFrame):
+    text = printed(sweep)
+    assert text.count("checkpoint 16 tokens") == 1
+    assert text.count("checkpoint 32 tokens") == 1
+    assert text.count("no pruning") == 2
+    assert len(records.summary(sweep)) == 2 * (1 + 2 * 5)
+    value = records.summary(sweep).query("method == 'weak' and keep == 2 and prefix_length == 16")
+    line = next(line for line in text.splitlines() if line.startswith("weak"))
+    assert f"{100 * value['avg'].iloc[0]:.1f}" in line
+
+
+def test_a_method_run_twice_under_one_budget_keeps_both_lines(sweep: pd.DataFrame):
+    again = sweep[sweep["method"] == "weak"].assign(run_id="second")
+    text = printed(pd.concat([sweep, again], ignore_index=True))
+    assert sum(line.startswith("weak") for line in text.splitlines()) == 2 * 2
+
+
+def test_markup_in_names_is_printed_as_it_is(single: pd.DataFrame):
+    frame = single.assign(model="[red]m[/]", method=single["method"].replace("weak", "[bold]w"))
+    text = printed(frame, width=120)
+    assert "[red]m[/]" in text
+    assert "[bold]w" in text
+
+
+def test_damaged_foreign_and_missing_files(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no records at .*nothing\.parquet"):
+        records.read([tmp_path / "nothing.parquet"])
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 not really")
+    with pytest.raises(DamagedFile, match=r"damaged\.parquet cannot be read"):
+        records.read([damaged])
+    foreign = tmp_path / "foreign.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(foreign)
+    with pytest.raises(DamagedFile, match=r"schema version 1 .*found: none"):
+        records.read([foreign])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    path.write_text("old")
+
+    def fill_the_disk() -> None:
+        with records.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(PrunebenchError, match=r"summary\.csv could not be written: No space left"):
+        fill_the_disk()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.csv"]
+    with pytest.raises(PrunebenchError, match="could not be written"):
+        records.write(path / "records.parquet", records.frame([]))
+
+
+def test_figures_are_drawn_for_a_run_and_a_sweep(
+    tmp_path: Path, single: pd.DataFrame, sweep: pd.DataFrame
+):
+    from matplotlib.image import imread
+
+    for name, frame in (("single", single), ("sweep", sweep)):
+        written = figures.write_figures(records.analyse(frame), tmp_path / name)
+        assert [p.name for p in written] == ["accuracy_vs_tokens.png", "accuracy_vs_tokens.pdf"]
+        assert imread(written[0])[..., :3].std() > 0.05
+        assert written[1].read_bytes().startswith(b"%PDF")
+
+
+def test_the_figure_shows_the_numbers_of_the_table(single: pd.DataFrame):
+    rows = records.analyse(single)
+    figure = figures.accuracy_against_tokens([row.line for row in rows])
+    avg, cons = figure.axes
+    strong = next(row.line for row in rows if row.cell.method == "strong")
+    for axis, value in ((avg, strong.avg), (cons, strong.cons)):
+        drawn = next(c for c in axis.containers if c.get_label() == "strong")
+        assert drawn.lines[0].get_ydata().tolist() == [pytest.approx(100 * value)]
+        assert drawn.lines[0].get_xdata()[0] == pytest.approx(strong.total_tokens, rel=0.01)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(names) == {"strong", "twin", "weak", "random", "oracle", "no pruning"}
+    styles = {
+        (c.lines[0].get_marker(), c.lines[0].get_linestyle())
+        for c in avg.containers
+        if c.get_label() in METHODS
+    }
+    assert len(styles) == len(METHODS)  # told apart without colour
+
+
+def test_two_datasets_give_two_figures(tmp_path: Path, single: pd.DataFrame):
+    both = pd.concat([single, single.assign(dataset="hard/er")], ignore_index=True)
+    written = figures.write_figures(records.analyse(both), tmp_path)
+    assert sorted(p.name for p in written if p.suffix == ".png") == [
+        "accuracy_vs_tokens_tiny_arithmetic_replay.png",
+        "accuracy_vs_tokens_tiny_hard-er_replay.png",
+    ]
+
+
+def test_importing_the_report_loads_nothing_heavy():
+    code = (
+        "import sys, prunebench.report.tables, prunebench.report.figures\n"
+        "print([m for m in ('torch', 'pandas', 'pyarrow', 'matplotlib', 'scipy') "
+        "if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
