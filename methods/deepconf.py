@@ -8,7 +8,7 @@ Group confidence G_s = mean of C_s ... C_{s+w-1}, one group per start s. The sco
     bottom_10     mean of the lowest tenth of the G_s, at least one
     tail          mean of C_t over the last w tokens
 
-Source: "Deep Think with Confidence", arXiv 2508.15260, section 3 (https://arxiv.org/abs/2508.15260).
+Source: "Deep Think with Confidence", arXiv 2508.15260 (https://arxiv.org/abs/2508.15260).
 Defaults are the paper's: w = 2048, and lowest_group, which is what it stops paths by while they
 run. A prefix shorter than w has one group, itself, so all measures are then the plain mean, as in
 the authors' package `deepconf` 0.1.0; sweep the window below the prefix length.
@@ -47,7 +47,7 @@ class DeepConf(PathSignal):
     """
 
     type = SignalType.III
-    paper = "arXiv 2508.15260, section 3, https://arxiv.org/abs/2508.15260"
+    paper = "arXiv 2508.15260, https://arxiv.org/abs/2508.15260"
     requires = frozenset({Capability.TOP_LOGPROBS})
 
     measure: Measure = Measure.lowest_group

@@ -4,7 +4,7 @@ Formula: S_i = (1/T) sum_t KL(U || P_t) = -(1/(T V)) sum_t sum_v log(V P_t(v)), 
 uniform over the V tokens of the vocabulary.
 
 Source: "Scalable Best-of-N Selection for Large Language Models via Self-Certainty", arXiv
-2502.18581, section 3 (https://arxiv.org/abs/2502.18581).
+2502.18581 (https://arxiv.org/abs/2502.18581).
 Ours: the mean stops at the checkpoint and covers exactly the distributions that the T tokens were
 drawn from (the public code is off by one position); the scores rank paths, without the paper's
 Borda vote. The sum over the vocabulary is dominated by its unlikely tail, so it cannot be
@@ -23,7 +23,7 @@ class SelfCertainty(PathSignal):
     """Higher = keep: far from uniform. At least 0; NaN for an empty prefix."""
 
     type = SignalType.III
-    paper = "arXiv 2502.18581, section 3, https://arxiv.org/abs/2502.18581"
+    paper = "arXiv 2502.18581, https://arxiv.org/abs/2502.18581"
     requires = frozenset({Capability.SUM_LOGPROBS})
 
     def score_path(self, path: Path) -> float:

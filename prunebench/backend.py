@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Sampling:
     """How paths are drawn. Defaults are the paper's (arXiv 2604.16029, section 4).
 
@@ -175,8 +175,10 @@ class Backend(ABC):
         """
         for problem in problems:
             session = self.open(problem, indices)
-            yield problem, session.prompt_ids, session.finish()
-            session.close()
+            try:
+                yield problem, session.prompt_ids, session.finish()
+            finally:
+                session.close()
 
     def encode(self, prompt_ids: np.ndarray, prefixes: Sequence[np.ndarray]) -> Internals:
         """States of given prefixes, by running them through the model (replay, training)."""

@@ -65,7 +65,7 @@ def bank_key(
     prompt: dict[str, Any],
     dataset: dict[str, Any],
     seed: int,
-    stats_dtype: StatsDtype = StatsDtype.FLOAT32,
+    stats_dtype: StatsDtype = StatsDtype.float32,
 ) -> dict[str, Any]:
     """Everything that determines the contents of a bank.
 
@@ -94,7 +94,7 @@ class Bank:
         self.folder = folder.absolute()
         self.key = canonical(key)
         self.hash = content_hash(key)
-        self.stats_dtype = StatsDtype(self.key.get("stats_dtype", StatsDtype.FLOAT32))
+        self.stats_dtype = StatsDtype(self.key.get("stats_dtype", StatsDtype.float32))
         self.warnings: list[str] = []
         self._mine: set[str] = set()  # problems this object has claimed
         self._verified: dict[str, tuple[tuple[int, int, int], frozenset[int]]] = {}

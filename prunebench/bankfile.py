@@ -43,8 +43,8 @@ COLUMNS = {
 class StatsDtype(StrEnum):
     """Precision of the per-token statistics on disk."""
 
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
+    float32 = "float32"
+    float16 = "float16"
 
 
 def encode(
@@ -53,7 +53,7 @@ def encode(
     traces: Sequence[Trace],
     *,
     bank: str,
-    stats_dtype: StrEnum = StatsDtype.FLOAT32,
+    stats_dtype: StrEnum = StatsDtype.float32,
 ) -> bytes:
     """The Parquet file of one problem's traces, rows in order of their index.
 

@@ -44,7 +44,7 @@ class Cell:
     n_paths: int
     keep: int
     prefix_length: int
-    aggregator: Aggregator = Aggregator.MAJORITY
+    aggregator: Aggregator = Aggregator.majority
     seed: int = 0
 
     def reference(self, name: str) -> Cell:

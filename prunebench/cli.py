@@ -162,7 +162,7 @@ def _describe_options(group: str, *names: str) -> list[dict[str, Any]]:
     with compose.hydra_ready() as loader:
         for option in sorted(loader.get_group_options(group)):
             node = compose.composed([f"{group}={option}"])[group]
-            row = {"name": option}
+            row: dict[str, Any] = {"name": option}
             for name in names:
                 missing = name not in node or node._is_missing(name)
                 row[name] = None if missing else node[name]
@@ -184,7 +184,9 @@ def _check(arguments: list[str]) -> int:
     from prunebench import conformance
 
     if len(arguments) != 1:
-        raise ConfigError("'prunebench check' takes one file: prunebench check methods/my_method.py")
+        raise ConfigError(
+            "'prunebench check' takes one file: prunebench check methods/my_method.py"
+        )
     path = Path(arguments[0])
     cls = conformance.load_method_file(path)
     faults = conformance.check_method(cls, name=path.stem)

@@ -16,9 +16,7 @@ _REMEDY = {
 }
 
 
-def missing(
-    requires: frozenset[Capability], provides: frozenset[Capability]
-) -> list[Capability]:
+def missing(requires: frozenset[Capability], provides: frozenset[Capability]) -> list[Capability]:
     """What is required and not provided, in the order of `Capability`."""
     return [c for c in Capability if c in requires and c not in provides]
 
@@ -50,5 +48,5 @@ def check(
     )
 
 
-def _names(capabilities) -> str:  # noqa: ANN001  any iterable of Capability
+def _names(capabilities) -> str:
     return ", ".join(c.value for c in Capability if c in capabilities) or "nothing"

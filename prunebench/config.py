@@ -6,8 +6,10 @@ options, checked when a configuration is composed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -30,13 +32,13 @@ class BankOptions:
     ----------
     dir : parent folder of all banks; the right one is found by content.
     path : exactly this bank; an error says which keys differ when it does not match.
-    stats_dtype : FLOAT32, or FLOAT16 for half the size on disk.
+    stats_dtype : float32, or float16 for half the size on disk.
     group : problems decoded together; 0 chooses by n_paths.
     """
 
     dir: str = "results/bank"
     path: str | None = None
-    stats_dtype: StatsDtype = StatsDtype.FLOAT32
+    stats_dtype: StatsDtype = StatsDtype.float32
     group: int = 0
 
 
@@ -56,7 +58,7 @@ class EvaluationOptions:
 
 @dataclass(kw_only=True)
 class TrainOptions:
-    """`prunebench train`: Monte-Carlo labels and where trained weights go.
+    """Options of `prunebench train`: Monte-Carlo labels and where trained weights go.
 
     Attributes
     ----------
@@ -108,8 +110,8 @@ class RunConfig:
     keep: int = 8
     prefix_length: int = MISSING
     pool_size: int | None = None
-    finished: Finished = Finished.COMPETE
-    aggregator: Aggregator = Aggregator.MAJORITY
+    finished: Finished = Finished.compete
+    aggregator: Aggregator = Aggregator.majority
     seed: int = 0
     workers: int = 0
     debug: bool = False
@@ -124,42 +126,34 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raise `ConfigError` for values that cannot work, before anything loads."""
-
-        def require(ok: bool, name: str, constraint: str, value: Any) -> None:
+        sampling, n = self.model.sampling, self.n_paths
+        longest = sampling.max_new_tokens
+        rules: list[tuple[str, Any, bool, str]] = [
+            ("n_paths", n, n >= 1, "at least 1"),
+            ("keep", self.keep, 1 <= self.keep <= n, f"an integer from 1 to n_paths ({n})"),
+            ("pool_size", self.pool, self.pool >= n, f"at least n_paths ({n})"),
+            ("prefix_length", self.prefix_length, self.prefix_length >= 1, "at least 1 token"),
+            (
+                "prefix_length",
+                self.prefix_length,
+                self.prefix_length < longest,
+                f"smaller than model.sampling.max_new_tokens ({longest})",
+            ),
+            ("workers", self.workers, self.workers >= 0, "at least 0"),
+        ]
+        for name, low, high in (("temperature", 0, None), ("top_p", 0, 1), ("top_k", 0, None)):
+            value = getattr(sampling, name)
+            ok = value >= low and (high is None or value <= high) and not (high and value == 0)
+            limits = f"at least {low}" if high is None else f"above {low} and at most {high}"
+            rules.append((f"model.sampling.{name}", value, ok, limits))
+        for name in ("n_subsets", "n_subsets_joint"):
+            value = getattr(self.evaluation, name)
+            rules.append((f"evaluation.{name}", value, value >= 1, "at least 1"))
+        for name, value, ok, constraint in rules:
             if not ok:
                 raise ConfigError(
                     f"The '{name}' parameter must be {constraint}. Got {value} instead."
                 )
-
-        longest = self.model.sampling.max_new_tokens
-        require(self.n_paths >= 1, "n_paths", "at least 1", self.n_paths)
-        require(
-            1 <= self.keep <= self.n_paths,
-            "keep",
-            f"an integer from 1 to n_paths ({self.n_paths})",
-            self.keep,
-        )
-        require(self.pool >= self.n_paths, "pool_size", f"at least n_paths ({self.n_paths})", self.pool)
-        require(self.prefix_length >= 1, "prefix_length", "at least 1 token", self.prefix_length)
-        require(
-            self.prefix_length < longest,
-            "prefix_length",
-            f"smaller than model.sampling.max_new_tokens ({longest})",
-            self.prefix_length,
-        )
-        require(longest >= 1, "model.sampling.max_new_tokens", "at least 1", longest)
-        temperature, top_p = self.model.sampling.temperature, self.model.sampling.top_p
-        require(temperature >= 0, "model.sampling.temperature", "at least 0", temperature)
-        require(0 < top_p <= 1, "model.sampling.top_p", "above 0 and at most 1", top_p)
-        require(self.model.sampling.top_k >= 0, "model.sampling.top_k", "at least 0", self.model.sampling.top_k)
-        require(self.workers >= 0, "workers", "at least 0", self.workers)
-        require(self.evaluation.n_subsets >= 1, "evaluation.n_subsets", "at least 1", self.evaluation.n_subsets)
-        require(
-            self.evaluation.n_subsets_joint >= 1,
-            "evaluation.n_subsets_joint",
-            "at least 1",
-            self.evaluation.n_subsets_joint,
-        )
 
     @property
     def n_workers(self) -> int:
@@ -206,5 +200,14 @@ def to_run(cfg: Any) -> RunConfig:
 
 
 def plain(value: Any) -> Any:
-    """A config object as JSON-ready data (enums by name)."""
-    return OmegaConf.to_container(OmegaConf.structured(value), resolve=True, enum_to_str=True)
+    """A config object as JSON-ready data: enums by name, learned state left out."""
+    if dataclasses.is_dataclass(value):
+        fields = [f for f in dataclasses.fields(value) if f.init]
+        return {f.name: plain(getattr(value, f.name)) for f in fields}
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

@@ -331,7 +331,7 @@ class _Examination:
         except Exception as error:
             self.report("fit", f"fit and save on 24 made-up prefixes raised {_describe(error)}.")
             return False
-        loaded = self.ready()
+        loaded = self.ready()  # first, since it may give the backend what both need: an adapter
         if loaded is None:
             return False
         scores, reloaded = (self.score(m, group, "twelve varied paths") for m in (method, loaded))

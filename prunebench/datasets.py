@@ -19,9 +19,7 @@ from typing import Any
 from prunebench.errors import ConfigError, DamagedFile
 from prunebench.types import Capability, Problem
 
-MATH_PROMPT = (
-    "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
-)
+MATH_PROMPT = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 """The paper's prompt for mathematics (arXiv 2604.16029, section 4)."""
 
 

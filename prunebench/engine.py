@@ -152,7 +152,7 @@ def launch_check_resume(
     *,
     n_paths: int,
     keep: int,
-    policy: Finished = Finished.COMPETE,
+    policy: Finished = Finished.compete,
 ) -> ProblemRun:
     """Run one problem for real: pruned paths are dropped, kept ones resume from their cache."""
     clock = time.perf_counter

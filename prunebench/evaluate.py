@@ -153,8 +153,8 @@ def evaluate_problem(
     *,
     keep: int,
     prefix_length: int,
-    policy: Finished = Finished.COMPETE,
-    aggregator: Aggregator = Aggregator.MAJORITY,
+    policy: Finished = Finished.compete,
+    aggregator: Aggregator = Aggregator.majority,
     verifier_tokens: np.ndarray | None = None,
     score_seconds: float = float("nan"),
 ) -> ProblemResult:
@@ -189,7 +189,7 @@ def no_pruning(pool: ProblemPool, subsets: np.ndarray, *, prefix_length: int) ->
     """The row `none`: all paths finish and vote by majority; there is no signal to measure."""
     everything = np.ones(subsets.shape, dtype=bool)
     scores = np.zeros(subsets.shape)
-    return _outcome(pool, subsets, everything, scores, prefix_length, Aggregator.MAJORITY)
+    return _outcome(pool, subsets, everything, scores, prefix_length, Aggregator.majority)
 
 
 def random_pruning(
@@ -198,8 +198,8 @@ def random_pruning(
     *,
     keep: int,
     prefix_length: int,
-    policy: Finished = Finished.COMPETE,
-    aggregator: Aggregator = Aggregator.MAJORITY,
+    policy: Finished = Finished.compete,
+    aggregator: Aggregator = Aggregator.majority,
     rng: np.random.Generator,
 ) -> ProblemResult:
     """The row `random`: exact expectations of everything but the vote, which is simulated.
@@ -212,7 +212,7 @@ def random_pruning(
     check_keep(keep, n)
     finished = pool.finished(prefix_length)[subsets]
     correct = pool.correct[subsets]
-    free = finished if policy is Finished.KEEP_FREE else np.zeros_like(finished)
+    free = finished if policy is Finished.keep_free else np.zeros_like(finished)
     n_competing = (~free).sum(axis=1, keepdims=True)
     n_slots = np.minimum(keep, n_competing)
     p_keep = np.where(free, 1.0, n_slots / np.maximum(n_competing, 1))
@@ -242,8 +242,8 @@ def oracle_pruning(
     *,
     keep: int,
     prefix_length: int,
-    policy: Finished = Finished.COMPETE,
-    aggregator: Aggregator = Aggregator.MAJORITY,
+    policy: Finished = Finished.compete,
+    aggregator: Aggregator = Aggregator.majority,
 ) -> ProblemResult:
     """The row `oracle`: right paths first. No signal can exceed its avg."""
     scores = pool.correct[subsets].astype(np.float64)

@@ -44,9 +44,9 @@ def run(arguments: Sequence[str]) -> int:
     sys.argv = ["prunebench", *arguments]
     _RESULT.error, _RESULT.n_failed = None, 0
     try:
-        hydra.main(
-            version_base=None, config_path=f"pkg://{compose.MODULE}", config_name="config"
-        )(task)()
+        hydra.main(version_base=None, config_path=f"pkg://{compose.MODULE}", config_name="config")(
+            task
+        )()
     finally:
         sys.argv = before
     if _RESULT.error is not None:

@@ -187,13 +187,11 @@ class Lab:
         name = registry.method_name(run.method)
         key = _key(name, run.method, run.backend, run.model, run.seed, run.train.output)
         if key not in self._methods:
+            method: SignalGenerator = run.method
             folder = None
-            if isinstance(run.method, Trainable):
+            if isinstance(method, Trainable):
                 folder = checkpoints.find(
-                    name,
-                    run.model.name,
-                    override=run.method.checkpoint,
-                    output=run.train.output,
+                    name, run.model.name, override=method.checkpoint, output=run.train.output
                 )
             self._methods[key] = Prepared(
                 method=run.method,
@@ -205,9 +203,7 @@ class Lab:
     def ready(self, prepared: Prepared, run: RunConfig) -> SignalGenerator:
         """The method with its weights loaded and set up."""
         if not prepared.ready:
-            context = Context(
-                model_name=run.model.name, backend=self.backend(run), seed=run.seed
-            )
+            context = Context(model_name=run.model.name, backend=self.backend(run), seed=run.seed)
             if prepared.checkpoint is not None:
                 assert isinstance(prepared.method, Trainable)
                 prepared.method.load(prepared.checkpoint, context)
@@ -248,7 +244,7 @@ def _on_gpu(backend: Backend) -> bool:
     return torch.cuda.is_available()
 
 
-class _single_threaded:  # noqa: N801  a context manager used like a function
+class _single_threaded:
     """One torch thread while other processes use the other cores."""
 
     def __init__(self, active: bool) -> None:

@@ -7,6 +7,7 @@ Packages outside prunebench add methods through the entry-point group `prunebenc
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -15,6 +16,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TypeVar
+
+from omegaconf import OmegaConf
 
 from prunebench.backend import Backend
 from prunebench.errors import ConfigError, UnknownName
@@ -59,7 +62,7 @@ def _discover_methods() -> tuple[dict[str, type[SignalGenerator]], list[Broken]]
     for info in pkgutil.iter_modules(package.__path__):
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
-            found[info.name] = the_class(module, SignalGenerator)
+            found[info.name] = _configurable(the_class(module, SignalGenerator))
         except Exception as error:  # one broken file must not take the others away
             broken.append(Broken(name=info.name, reason=f"{type(error).__name__}: {error}"))
     for entry in entry_points(group=ENTRY_POINT_GROUP):
@@ -69,10 +72,16 @@ def _discover_methods() -> tuple[dict[str, type[SignalGenerator]], list[Broken]]
             cls = entry.load()
             if not (inspect.isclass(cls) and issubclass(cls, SignalGenerator)):
                 raise ConfigError(f"{entry.value} is not a SignalGenerator class")
-            found[entry.name] = cls
+            found[entry.name] = _configurable(cls)
         except Exception as error:
             broken.append(Broken(name=entry.name, reason=f"{type(error).__name__}: {error}"))
     return dict(sorted(found.items())), broken
+
+
+def _configurable(cls: type[SignalGenerator]) -> type[SignalGenerator]:
+    """`cls`, if its fields can be options; raises OmegaConf's error otherwise."""
+    OmegaConf.structured(cls)
+    return cls
 
 
 def methods() -> dict[str, type[SignalGenerator]]:
@@ -92,10 +101,20 @@ def backends() -> dict[str, type[Backend]]:
 
     found = {}
     for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        if getattr(module, "SELECTABLE", False):
-            found[info.name] = the_class(module, Backend)
+        if info.name.startswith("_"):
+            continue
+        cls = the_class(importlib.import_module(f"{package.__name__}.{info.name}"), Backend)
+        # replay takes a bank, which no option can name: the core alone makes it
+        if all(has_default(f) for f in dataclasses.fields(cls)):  # type: ignore[arg-type]
+            found[info.name] = cls
     return found
+
+
+def has_default(field: dataclasses.Field) -> bool:
+    """Whether a dataclass can be made without naming this field."""
+    return not field.init or any(
+        default is not dataclasses.MISSING for default in (field.default, field.default_factory)
+    )
 
 
 def method_class(name: str) -> type[SignalGenerator]:
@@ -116,4 +135,3 @@ def method_name(method: SignalGenerator | type[SignalGenerator]) -> str:
         if known is cls:
             return name
     return cls.__module__.rsplit(".", 1)[-1]
-

@@ -70,8 +70,8 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     run.validate()
     backend = lab.backend(run)
     lab.pair(run)
+    backend.identity()  # a missing model shows here, before any work
     prepared = lab.prepared(run)
-    backend.identity()  # a missing or damaged model shows here, before any work
     if run.mode is Mode.online:
         return _online(run, lab, console, run_id, label)
 
@@ -152,9 +152,7 @@ class _Scorer:
         n_scored = len(batches[0].indices)
         scale = run.n_paths / n_scored  # cost of n_paths paths, from that of the pool
         scores = (
-            np.stack([batch.scores for batch in batches])
-            if joint
-            else batches[0].scores[subsets]
+            np.stack([batch.scores for batch in batches]) if joint else batches[0].scores[subsets]
         )
         tokens = np.array([batch.verifier_tokens * scale for batch in batches])
         result = evaluate_problem(
@@ -205,9 +203,7 @@ def _plan(run: RunConfig, stored: Iterable[Stored], *, joint: bool) -> dict[str,
     plans = {}
     for item in stored:
         rng = np.random.default_rng([run.seed, *item.problem.id.encode()])
-        plans[item.problem.id] = draw_subsets(
-            len(item.traces), run.n_paths, n_subsets, rng
-        )
+        plans[item.problem.id] = draw_subsets(len(item.traces), run.n_paths, n_subsets, rng)
     return plans
 
 
@@ -233,9 +229,7 @@ def _references(
         yield records.record(cell.reference(ORACLE), oracle_pruning(pool, subsets, **options))
 
 
-def _online(
-    run: RunConfig, lab: Lab, console: Console, run_id: str, label: str
-) -> Execution:
+def _online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str) -> Execution:
     """Launch-Check-Resume on the live engine, with the bank's paths, if any, as reference."""
     before = dict(lab.seconds)
     cell = _cell(run, lab, run_id, label)
@@ -300,16 +294,12 @@ def _same_paths(outcome: ProblemRun, reference: Stored) -> bool:
     return all(np.array_equal(t.token_ids, known[t.index].token_ids) for t in outcome.finished)
 
 
-def _online_result(
-    run: RunConfig, outcome: ProblemRun, reference: Stored | None
-) -> ProblemResult:
+def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None) -> ProblemResult:
     """What happened to one problem online. What only complete pruned paths can tell (tokens
     without pruning, right paths killed, AUROC) comes from the bank, or is missing."""
     scores = outcome.check.scores[None]
     if np.isnan(scores).all():
-        return failed_problem(
-            outcome.problem.id, outcome.check.reason or "no path could be scored"
-        )
+        return failed_problem(outcome.problem.id, outcome.check.reason or "no path could be scored")
     if reference is not None:
         result = evaluate_problem(
             reference.pool,
@@ -402,7 +392,7 @@ def write_run(execution: Execution, run: RunConfig, folder: Path, run_id: str) -
     return table
 
 
-class _progress:  # noqa: N801  a context manager used like a function
+class _progress:
     """A progress bar on the console; yields `advance(n)`. Silent for work that is no work."""
 
     def __init__(self, console: Console, title: str, total: int) -> None:
@@ -424,5 +414,3 @@ class _progress:  # noqa: N801  a context manager used like a function
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-
-

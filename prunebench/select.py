@@ -16,8 +16,8 @@ from prunebench.errors import ConfigError
 class Finished(StrEnum):
     """What happens to a path that ended at or before the checkpoint."""
 
-    COMPETE = "compete"  # it competes for a slot with the score at its end
-    KEEP_FREE = "keep_free"  # it is kept without using a slot
+    compete = "compete"  # it competes for a slot with the score at its end
+    keep_free = "keep_free"  # it is kept without using a slot
 
 
 def check_keep(keep: int, n_paths: int) -> None:
@@ -34,7 +34,7 @@ def top_k(
     keep: int,
     *,
     finished: np.ndarray,
-    policy: Finished = Finished.COMPETE,
+    policy: Finished = Finished.compete,
 ) -> np.ndarray:
     """Keep the `keep` highest scores of every row.
 
@@ -54,7 +54,7 @@ def top_k(
     check_keep(keep, scores.shape[1])
     # A stable sort gives ties to the lowest position, and numpy puts NaN behind every number.
     order = np.argsort(-np.asarray(scores, dtype=np.float64), axis=1, kind="stable")
-    free = finished if policy is Finished.KEEP_FREE else np.zeros_like(finished)
+    free = finished if policy is Finished.keep_free else np.zeros_like(finished)
     uses_slot = ~np.take_along_axis(free, order, axis=1)
     in_order = ~uses_slot | (np.cumsum(uses_slot, axis=1) <= keep)
     kept = np.empty(scores.shape, dtype=bool)

@@ -17,18 +17,18 @@ NO_ANSWER = -1
 class Aggregator(StrEnum):
     """How the kept paths become one answer."""
 
-    MAJORITY = "majority"  # one path, one vote
-    SCORE_WEIGHTED = "score_weighted"  # votes weighted by exp(standardised score)
-    BEST_OF_N = "best_of_n"  # the answer of the path with the highest score
+    majority = "majority"  # one path, one vote
+    score_weighted = "score_weighted"  # votes weighted by exp(standardised score)
+    best_of_n = "best_of_n"  # the answer of the path with the highest score
 
 
 def vote(
     aggregator: Aggregator, codes: np.ndarray, keep: np.ndarray, scores: np.ndarray
 ) -> np.ndarray:
     """Vote with the given aggregator; see `majority` for shapes and the result."""
-    if aggregator is Aggregator.SCORE_WEIGHTED:
+    if aggregator is Aggregator.score_weighted:
         return score_weighted(codes, keep, scores)
-    if aggregator is Aggregator.BEST_OF_N:
+    if aggregator is Aggregator.best_of_n:
         return best_of_n(codes, keep, scores)
     return majority(codes, keep)
 

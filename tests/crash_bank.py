@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prunebench.backend import Backend, Sampling, Session
 from prunebench.bank import Bank, bank_key, fill
@@ -87,6 +89,37 @@ class StandIn(Backend):
             answer=answer,
             correct=answer == problem.answer,
         )
+
+
+def filled(folder: Path, n_problems: int = 6, n_paths: int = 5, group: int = 3) -> Bank:
+    bank = Bank.at(folder, make_key())
+    report = fill(bank, StandIn(), make_problems(n_problems), n_paths, group=group)
+    assert report.failures == []
+    return bank
+
+
+def data_of(path: Path) -> bytes:
+    """The data columns as bytes, without prunebench's own code: an Arrow stream, no metadata."""
+    table = pq.read_table(path).combine_chunks().replace_schema_metadata()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def assert_same(trace: Trace, expected: Trace) -> None:
+    for name in ("index", "text", "stopped", "answer", "correct"):
+        assert getattr(trace, name) == getattr(expected, name)
+    assert trace.token_ids.dtype == np.int32
+    np.testing.assert_array_equal(trace.token_ids, expected.token_ids)
+    assert trace.stats.vocab_size == expected.stats.vocab_size
+    for name in TOKEN_STATS:
+        values, wanted = getattr(trace.stats, name), getattr(expected.stats, name)
+        if wanted is None:
+            assert values is None
+        else:
+            assert values.dtype == np.float32
+            assert values.tobytes() == wanted.astype(np.float32).tobytes()
 
 
 def fill_bank(folder: Path, options: argparse.Namespace) -> None:

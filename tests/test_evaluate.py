@@ -138,7 +138,7 @@ def slow_problem(
     for j in order:
         i = subset[j]
         done = bool(pool.stopped[i]) and pool.lengths[i] <= prefix_length
-        if policy is Finished.KEEP_FREE and done:
+        if policy is Finished.keep_free and done:
             kept.append(i)
         elif slots > 0:
             kept.append(i)
@@ -185,7 +185,7 @@ def test_random_pruning_agrees_with_all_possible_choices(seed: int, policy: Fini
     pool, keep, prefix_length = random_pool(rng, 7), 3, 15
     subsets = np.arange(7)[None, :]
     # Under KEEP_FREE only the unfinished paths compete for the slots.
-    free = pool.finished(prefix_length) & (policy is Finished.KEEP_FREE)
+    free = pool.finished(prefix_length) & (policy is Finished.keep_free)
     competing = np.flatnonzero(~free)
     outcomes = []
     for chosen in combinations(competing, min(keep, len(competing))):
@@ -202,7 +202,7 @@ def test_random_pruning_agrees_with_all_possible_choices(seed: int, policy: Fini
     for name in ("avg", "generator_tokens", "killed_correct", "n_correct", "full_tokens"):
         assert getattr(result, name)[0] == pytest.approx(np.mean([o[name] for o in outcomes]))
     assert result.cons.mean() == pytest.approx(np.mean([o["cons"] for o in outcomes]), abs=0.04)
-    if policy is Finished.COMPETE:
+    if policy is Finished.compete:
         assert result.avg[0] == pytest.approx(pool.correct.mean())
 
 
@@ -263,7 +263,7 @@ def test_nobody_answers():
 def test_best_of_n_reaches_the_vote():
     scores = np.array([[1.0, 4, 3, 2]])
     result = evaluate_problem(
-        A, ALL, scores, keep=4, prefix_length=4, aggregator=Aggregator.BEST_OF_N
+        A, ALL, scores, keep=4, prefix_length=4, aggregator=Aggregator.best_of_n
     )
     assert (result.answer, result.cons[0]) == ("y", 0.0)
 

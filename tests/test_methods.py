@@ -38,6 +38,14 @@ FILES = sorted(
 PROBLEM = Problem(id="p", question="1+1", answer="2")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    """Tiny products are slower on many threads, most of all beside other work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_method_keeps_the_contract(file: FilePath) -> None:
     faults = check_method(load_method_file(file), name=file.stem)

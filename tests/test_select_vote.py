@@ -23,7 +23,7 @@ def slow_top_k(
         is_nan = scores[i] != scores[i]
         return (is_nan, 0.0 if is_nan else -scores[i], i)
 
-    free = [f and policy is Finished.KEEP_FREE for f in finished]
+    free = [f and policy is Finished.keep_free for f in finished]
     competing = sorted((i for i in range(len(scores)) if not free[i]), key=badness)
     chosen = set(competing[:keep])
     return [free[i] or i in chosen for i in range(len(scores))]
@@ -50,11 +50,11 @@ def test_zero_and_minus_zero_tie():
 def test_finished_paths_compete_or_are_kept_free():
     scores = np.array([[0.0, 4.0, 3.0, 2.0, 1.0]])
     finished = np.array([[True, False, False, True, False]])
-    compete = top_k(scores, 1, finished=finished, policy=Finished.COMPETE)
+    compete = top_k(scores, 1, finished=finished, policy=Finished.compete)
     assert compete.tolist() == [[False, True, False, False, False]]
-    free = top_k(scores, 1, finished=finished, policy=Finished.KEEP_FREE)
+    free = top_k(scores, 1, finished=finished, policy=Finished.keep_free)
     assert free.tolist() == [[True, True, False, True, False]]
-    everything = top_k(scores, 4, finished=finished, policy=Finished.KEEP_FREE)
+    everything = top_k(scores, 4, finished=finished, policy=Finished.keep_free)
     assert everything.all()
 
 

@@ -7,7 +7,7 @@ the left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +57,10 @@ class Batch:
         sampling: Sampling,
         *,
         keep_ended: bool = False,
-        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.position = 0
         self.keep_ended = keep_ended
-        self._engine, self._sampling, self._cancelled = engine, sampling, cancelled
+        self._engine, self._sampling = engine, sampling
         device = engine.device
         copies = [len(launch.keys) for launch in launches]
         prompts = [engine.prefill(launch.prompt_ids) for launch in launches]
@@ -98,7 +97,7 @@ class Batch:
         when nothing will be read or resumed, that pass is left out.
         """
         n_tokens = min(n_tokens, self._sampling.max_new_tokens)
-        while self.position < n_tokens and self.n_rows and not self._cancelled():
+        while self.position < n_tokens and self.n_rows:
             chosen, n_ended = self._sample()
             at_goal = self.position == n_tokens
             leave = n_ended >= COMPACT_SHARE * self.n_rows or (at_goal and n_ended > 0)

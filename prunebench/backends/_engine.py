@@ -6,6 +6,7 @@ Everything here runs in inference mode and leaves the weights alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -38,7 +39,10 @@ class Engine:
         config = model.config.get_text_config()
         self.n_vocab: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
-        layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None)
+        # Older configurations name no types: a window there means that every layer slides.
+        default = ["sliding_attention" if window else "full_attention"]
+        layer_types = set(getattr(config, "layer_types", None) or default)
         unknown = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
         if unknown:
             raise ConfigError(
@@ -47,7 +51,7 @@ class Engine:
             )
         # A ready mask of four dimensions spares transformers its own construction at every token,
         # but it stands for one kind of layer only.
-        sliding = getattr(config, "sliding_window", None) and layer_types != {"full_attention"}
+        sliding = layer_types != {"full_attention"}
         attention = getattr(config, "_attn_implementation", "")
         self._direct_mask = not sliding and attention in ("sdpa", "eager")
         self._adapters: set[str] = set()
@@ -242,9 +246,11 @@ class Engine:
         if name in self._adapters:
             for layer in self._tuner_layers():
                 layer.delete_adapter(name)
-        with torch.inference_mode(False):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
             inject_adapter_in_model(config, self.model, adapter_name=name)
             outcome = set_peft_model_state_dict(self.model, state, adapter_name=name)
+        self.model.eval()  # PEFT adds its layers in training mode, with dropout
         self._adapters.add(name)
         self._switch(None)
         missing = [k for k in outcome.missing_keys if "lora_" in k and f".{name}." in k]
@@ -258,10 +264,11 @@ class Engine:
 
     def _switch(self, name: str | None) -> None:
         for layer in self._tuner_layers():
-            if name is not None and name in layer.active_adapters + list(layer._all_available_adapter_names()):
+            here = name is not None and name in layer._all_available_adapter_names()
+            if here:
                 layer.set_adapter(name)
-            layer.enable_adapters(name is not None)
-            layer.requires_grad_(False)
+            layer.enable_adapters(here)
+            layer.requires_grad_(False)  # switching an adapter on makes it trainable again
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:

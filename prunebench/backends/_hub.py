@@ -38,7 +38,9 @@ class Location:
     remedy: str
 
     def damaged(self, file: FilePath | str, reason: object) -> DamagedFile:
-        return DamagedFile(f"The model file {self.folder / file} is damaged: {reason}. {self.remedy}")
+        return DamagedFile(
+            f"The model file {self.folder / file} is damaged: {reason}. {self.remedy}"
+        )
 
 
 def locate(spec: ModelSpec) -> Location:
@@ -170,8 +172,10 @@ def fingerprint(location: Location) -> dict[str, str]:
     ]
     whole = sum((location.folder / n).stat().st_size for n in weights) <= HASHED_BYTES
     digest = hashlib.sha256(
-        (_digest(location.folder, tuple(settings), True)
-         + _digest(location.folder, tuple(weights), whole)).encode()
+        (
+            _digest(location.folder, tuple(settings), True)
+            + _digest(location.folder, tuple(weights), whole)
+        ).encode()
     ).hexdigest()
     return {"weights_sha256" if whole else "weights_sizes_sha256": digest, **tokenizer}
 

@@ -1,0 +1,323 @@
+"""Generates with any causal language model of transformers, on CPU or GPU.
+
+Owns the decoding loop, so that paths can be paused, read, pruned and resumed on one cache. Knows
+no method and no dataset. torch is imported when the model is first needed, not with this file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunebench.backend import Backend, Internals, ModelSpec, Session
+from prunebench.backends import _hub
+from prunebench.errors import ConfigError
+from prunebench.grading import as_style
+from prunebench.types import Capability, Problem, Trace
+
+if TYPE_CHECKING:  # what a loaded model is made of needs torch
+    import torch
+
+    from prunebench.backends._engine import Engine
+    from prunebench.backends._session import Reader
+
+SELECTABLE = True
+
+
+class Dtype(StrEnum):
+    """Number format of weights and cache."""
+
+    auto = "auto"  # float32 on the CPU, else what the weights are stored in
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(kw_only=True)
+class TransformersBackend(Backend):
+    """The decoding loop of prunebench over a model of transformers.
+
+    Parameters
+    ----------
+    device : `auto` takes the first GPU, or else the CPU; otherwise a torch device.
+    dtype : number format; in float32 a path is the same in every batch, in shorter formats
+        rounding depends on the batch and can now and then change a token.
+    attn_implementation : as in transformers: `sdpa`, `eager`, `flash_attention_2`.
+    batch_rows : most paths that are decoded together. More are faster until memory runs out.
+    threads : CPU threads of torch; None leaves torch's own choice.
+    """
+
+    device: str = "auto"
+    dtype: Dtype = Dtype.auto
+    attn_implementation: str = "sdpa"
+    batch_rows: int = 256
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1:
+            raise ConfigError(f"'backend.batch_rows' must be at least 1. Got {self.batch_rows}.")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"'backend.threads' must be at least 1. Got {self.threads}.")
+        try:
+            self.dtype = Dtype(self.dtype)
+        except ValueError:
+            known = ", ".join(d.value for d in Dtype)
+            raise ConfigError(
+                f"'backend.dtype' must be one of: {known}. Got {self.dtype!r}."
+            ) from None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._engine: Engine | None = None
+        self._tokenizer: Any = None
+
+    def bind(self, spec: ModelSpec, seed: int) -> None:
+        super().bind(spec, seed)
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process gets the settings and loads the model itself."""
+        return self.__dict__ | {"_engine": None, "_tokenizer": None}
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        return frozenset(
+            {
+                Capability.LOGPROBS,
+                Capability.TOP_LOGPROBS,
+                Capability.ENTROPY,
+                Capability.SUM_LOGPROBS,
+                Capability.HIDDEN_STATES,
+                Capability.KV_CACHE,
+                Capability.GRADIENTS,
+                Capability.CONTINUE,
+            }
+        )
+
+    def identity(self) -> dict[str, Any]:
+        location = _hub.locate(self.spec)
+        return {
+            "engine": "transformers",
+            # A folder is known by its weights alone, so that it may be moved.
+            "model": None if self.spec.path else self.spec.id,
+            **_hub.fingerprint(location),
+            "dtype": self._dtype(location),
+            "attention": self.attn_implementation,
+        }
+
+    # ---- loading
+
+    def _device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        if not (FilePath("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
+            return "cpu"  # known without the seconds that importing torch takes
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _dtype(self, location: _hub.Location) -> str:
+        if self.dtype is not Dtype.auto:
+            return self.dtype.value
+        if self._device().startswith("cpu"):
+            return "float32"
+        config = _hub.read_json(location, "config.json")
+        return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded model; the first use loads it."""
+        if self._engine is None:
+            self._engine = self._load()
+        return self._engine
+
+    def _load(self) -> Engine:
+        location = _hub.locate(self.spec)
+        _hub.check_files(location)
+
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        from prunebench.backends._engine import Engine
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self._device()
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"'backend.device' must be a device that torch can use. Got {device!r}, but torch "
+                f"{torch.__version__} finds no GPU; use backend.device=cpu."
+            )
+        logging.disable_progress_bar()
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                location.folder,
+                dtype=getattr(torch, self._dtype(location)),
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.spec.trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # libraries raise many kinds for a broken or unsuitable model
+            raise self._load_error(location, error) from error
+        model, report = loaded
+        if report["missing_keys"] or report.get("mismatched_keys"):
+            name = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))[0]
+            raise location.damaged(
+                "*.safetensors", f"the weights lack {name}, which config.json asks for"
+            )
+        eos = model.generation_config.eos_token_id
+        ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        if not ids:
+            raise location.damaged("generation_config.json", "no end-of-text token is named")
+        return Engine(model.to(device), [int(i) for i in ids if i is not None])
+
+    def _load_error(self, location: _hub.Location, error: Exception) -> Exception:
+        text = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in text:
+            return ConfigError(
+                f"The model {self.spec.id} comes with its own Python code. Read the code in "
+                f"{location.folder}, then allow it with 'model.trust_remote_code=true'."
+            )
+        if isinstance(error, ImportError) or "attn_implementation" in text or "ttention" in text:
+            return ConfigError(
+                f"The model cannot be loaded with attn_implementation="
+                f"{self.attn_implementation!r}: {text}. Try backend.attn_implementation=eager."
+            )
+        return location.damaged("config.json or its weights", f"{type(error).__name__}: {text}")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; the first use loads it."""
+        if self._tokenizer is None:
+            location = _hub.locate(self.spec)
+            _hub.check_files(location)
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    location.folder,
+                    trust_remote_code=self.spec.trust_remote_code,
+                    local_files_only=True,
+                )
+            except Exception as error:
+                raise location.damaged("tokenizer.json", error) from error
+        return self._tokenizer
+
+    # ---- text and tokens
+
+    def prompt_ids(self, question: str) -> np.ndarray:
+        """`(n_prompt,)` int32 token ids of the prompt for a question."""
+        # Plain replacement: questions and templates are full of braces.
+        text = (self.spec.prompt or "{question}").replace("{question}", question)
+        if not self.spec.chat:
+            return np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int32)
+        if self.tokenizer.chat_template is None:
+            raise ConfigError(
+                f"The tokenizer of {self.spec.id} has no chat template. Set 'model.chat=false'."
+            )
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **self.spec.chat_kwargs,
+        )
+        # The template has written the special tokens already.
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, token_ids: np.ndarray) -> str:
+        return self._decode_all([token_ids])[0]
+
+    def _decode_all(self, paths: Sequence[np.ndarray]) -> list[str]:
+        return [
+            self.tokenizer.decode(
+                ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for ids in paths
+        ]
+
+    def _reader(self) -> Reader:
+        from prunebench.backends._session import Reader
+
+        return Reader(decode=self._decode_all, style=as_style(self.spec.answer))
+
+    # ---- generating
+
+    def open(self, problem: Problem, indices: Sequence[int]) -> Session:
+        reader = self._reader()
+        from prunebench.backends._session import LiveSession
+
+        return LiveSession(
+            self.engine,
+            problem,
+            self.prompt_ids(problem.question),
+            indices,
+            sampling=self.spec.sampling,
+            seed=self.seed,
+            reader=reader,
+        )
+
+    def generate(
+        self, problems: Sequence[Problem], indices: Sequence[int]
+    ) -> Iterator[tuple[Problem, np.ndarray, list[Trace]]]:
+        """Complete paths, several problems in one batch of up to `batch_rows` rows.
+
+        Which paths share a batch depends on the arguments alone, so that equal calls give equal
+        bits.
+        """
+        reader = self._reader()
+        indices = [int(i) for i in indices]
+        per_batch = max(1, self.batch_rows // max(1, len(indices)))
+        for start in range(0, len(problems), per_batch):
+            group = problems[start : start + per_batch]
+            prompts = [self.prompt_ids(problem.question) for problem in group]
+            found: list[list[Trace]] = [[] for _ in group]
+            for first in range(0, len(indices), self.batch_rows):
+                part = indices[first : first + self.batch_rows]
+                for place, records in enumerate(self._run(group, prompts, part)):
+                    found[place] += reader.traces(group[place], part, records)
+            yield from zip(group, prompts, found, strict=True)
+
+    def _run(
+        self, problems: Sequence[Problem], prompts: Sequence[np.ndarray], indices: Sequence[int]
+    ) -> Iterator[Any]:
+        """The records of one batch, problem by problem."""
+        from prunebench.backends._decode import Batch, Launch
+        from prunebench.backends._sampling import path_keys
+
+        launches = [
+            Launch(prompt_ids=ids, keys=path_keys(self.seed, problem.id, indices))
+            for problem, ids in zip(problems, prompts, strict=True)
+        ]
+        batch = Batch(self.engine, launches, self.spec.sampling)
+        batch.advance(self.spec.sampling.max_new_tokens, final=True)
+        n = len(indices)
+        for place in range(len(problems)):
+            yield batch.records(range(place * n, (place + 1) * n))
+
+    # ---- the model itself
+
+    def encode(self, prompt_ids: np.ndarray, prefixes: Sequence[np.ndarray]) -> Internals:
+        return self.engine.encode(prompt_ids, prefixes)
+
+    def load_adapter(self, name: str, folder: FilePath) -> None:
+        self.engine.load_adapter(name, FilePath(folder))
+
+    def model(self) -> torch.nn.Module:
+        return self.engine.model
+
+    def close(self) -> None:
+        on_gpu = self._engine is not None and self._engine.device.type == "cuda"
+        self._forget()
+        if on_gpu:
+            import torch
+
+            torch.cuda.empty_cache()

@@ -1,0 +1,239 @@
+"""Monte-Carlo labels: how often a prefix, continued again and again, ends in the right answer.
+
+For each problem a few paths are begun; at chosen lengths every one of them goes on in two copies.
+So each prefix is the root of a small tree, and its label is the share of the tree's leaves that
+end right. No sampled token is wasted: the continuations of a prefix are themselves longer
+prefixes, with labels of their own. Labels are stored as Parquet, one file per chunk of problems,
+and a second run reads what the first one made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prunebench import grading
+from prunebench.backend import ModelSpec
+from prunebench.errors import ConfigError
+from prunebench.method import LabelledPrefix
+from prunebench.storage import canonical, content_hash, write_atomic
+from prunebench.types import Problem
+
+ROWS = 512
+"""Paths that one chunk of problems grows into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is labelled.
+
+    Attributes
+    ----------
+    roots : paths begun per problem.
+    prefix_lengths : lengths at which prefixes are labelled, in generated tokens, ascending.
+    n_continuations : leaves per root, a power of two: the K of the first label.
+    seed : of the sampling noise.
+    """
+
+    roots: int
+    prefix_lengths: tuple[int, ...]
+    n_continuations: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        k = self.n_continuations
+        if k < 1 or k & (k - 1) or k > 2 ** len(self.prefix_lengths):
+            raise ConfigError(
+                f"The 'train.n_continuations' parameter must be a power of two, at most 2 to the "
+                f"number of prefix lengths ({len(self.prefix_lengths)}). Got {k} instead."
+            )
+
+    @property
+    def copies(self) -> list[int]:
+        """Into how many copies a path splits at each prefix length: 1 or 2, spread evenly."""
+        n = len(self.prefix_lengths)
+        splits = self.n_continuations.bit_length() - 1
+        at = {(2 * i + 1) * n // (2 * splits) for i in range(splits)}
+        return [2 if i in at else 1 for i in range(n)]
+
+    @property
+    def problems_per_chunk(self) -> int:
+        return max(1, ROWS // (self.roots * self.n_continuations))
+
+
+@dataclass(eq=False)
+class _Node:
+    """A path so far. `right` of its `leaves` end right, once the tree is grown."""
+
+    problem: int
+    name: str
+    tokens: np.ndarray
+    ended: bool = False
+    children: list[_Node] = field(default_factory=list)
+    right: int = 0
+    leaves: int = 0
+
+    def settle(self, is_right: Callable[[_Node], bool]) -> None:
+        for child in self.children:
+            child.settle(is_right)
+        self.right = sum(c.right for c in self.children) if self.children else is_right(self)
+        self.leaves = sum(c.leaves for c in self.children) or 1
+
+
+def grow(backend: Any, problems: Sequence[Problem], plan: Plan) -> Iterator[LabelledPrefix]:
+    """The labelled prefixes of a few problems; `backend` is the transformers backend."""
+    sampling = backend.spec.sampling
+    style = grading.as_style(backend.spec.answer)
+    prompts = [backend.prompt_ids(problem.question) for problem in problems]
+    nothing = np.zeros(0, dtype=np.int32)
+    origins = [_Node(i, problem.id, nothing) for i, problem in enumerate(problems)]
+    levels = [_extend(backend, prompts, origins, plan, plan.prefix_lengths[0], plan.roots)]
+    ends = [*plan.prefix_lengths[1:], sampling.max_new_tokens]
+    for end, copies in zip(ends, plan.copies, strict=True):
+        levels.append(_extend(backend, prompts, levels[-1], plan, end, copies))
+
+    def is_right(node: _Node) -> bool:
+        text = backend.decode(node.tokens)
+        return node.ended and grading.grade(text, problems[node.problem].answer, style)[1]
+
+    for origin in origins:
+        origin.settle(is_right)
+    for level in levels[:-1]:
+        for node in level:
+            yield LabelledPrefix(
+                problem_id=problems[node.problem].id,
+                prompt_ids=prompts[node.problem],
+                prefix_ids=node.tokens,
+                label=node.right / node.leaves,
+                n_continuations=node.leaves,
+            )
+
+
+def _extend(
+    backend: Any, prompts: list[np.ndarray], nodes: list[_Node], plan: Plan, end: int, copies: int
+) -> list[_Node]:
+    """Run `copies` continuations of every node that has not ended, up to `end` tokens."""
+    from prunebench.backends._decode import Batch, Launch
+    from prunebench.backends._sampling import path_keys
+
+    live = [node for node in nodes if not node.ended]
+    if not live:
+        return []
+    launches = [
+        Launch(
+            prompt_ids=np.concatenate([prompts[node.problem], node.tokens]),
+            keys=path_keys(plan.seed, node.name, range(copies)),
+        )
+        for node in live
+    ]
+    n_new = end - len(live[0].tokens)
+    batch = Batch(backend.engine, launches, replace(backend.spec.sampling, max_new_tokens=n_new))
+    batch.advance(n_new, final=True)
+    records = batch.records(range(len(live) * copies))
+    for i, record in enumerate(records):
+        parent = live[i // copies]
+        tokens = np.concatenate([parent.tokens, record.token_ids])
+        name = f"{parent.name}/{i % copies}"
+        parent.children.append(_Node(parent.problem, name, tokens, record.stopped))
+    return [child for node in live for child in node.children]
+
+
+# ----------------------------------------------------------------------------------- storage
+
+
+def folder_for(root: Path, identity: dict[str, Any], plan: Plan) -> Path:
+    """Where the labels of this model and plan are kept."""
+    key = canonical(
+        {
+            "model": identity,
+            "roots": plan.roots,
+            "prefix_lengths": plan.prefix_lengths,
+            "n_continuations": plan.n_continuations,
+            "seed": plan.seed,
+        }
+    )
+    folder = root / content_hash(key)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key.json").write_text(json.dumps(key, indent=2) + "\n")
+    return folder
+
+
+def make(
+    folder: Path,
+    backend: Any,
+    problems: Sequence[Problem],
+    plan: Plan,
+    *,
+    workers: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Label all problems, a file per chunk, in `workers` processes; existing files stay."""
+    size = plan.problems_per_chunk
+    chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
+    missing = []
+    for index, chunk in enumerate(chunks):
+        if chunk_file(folder, index).exists():
+            progress(len(chunk))
+        else:
+            missing.append((index, chunk))
+    if not missing:
+        return
+    settings = (replace(backend), backend.spec, backend.seed, folder, plan)
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start, initargs=settings
+    ) as pool:
+        futures = {pool.submit(_label_chunk, i, list(chunk)): len(chunk) for i, chunk in missing}
+        for future in as_completed(futures):
+            future.result()
+            progress(futures[future])
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start(backend: Any, spec: ModelSpec, seed: int, folder: Path, plan: Plan) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    backend.bind(spec, seed)
+    _worker.update(backend=backend, folder=folder, plan=plan)
+
+
+def _label_chunk(index: int, problems: list[Problem]) -> None:
+    examples = list(grow(_worker["backend"], problems, _worker["plan"]))
+    columns = {
+        "problem_id": [e.problem_id for e in examples],
+        "prompt_ids": [e.prompt_ids for e in examples],
+        "prefix_ids": [e.prefix_ids for e in examples],
+        "label": [e.label for e in examples],
+        "n_continuations": [e.n_continuations for e in examples],
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    write_atomic(chunk_file(_worker["folder"], index), buffer.getvalue())
+
+
+def chunk_file(folder: Path, index: int) -> Path:
+    """The file of the chunk with this number."""
+    return folder / f"labels-{index:05d}.parquet"
+
+
+def read(folder: Path) -> list[LabelledPrefix]:
+    """All labels of a folder."""
+    examples = []
+    for file in sorted(folder.glob("labels-*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            row["prompt_ids"] = np.asarray(row["prompt_ids"], dtype=np.int32)
+            row["prefix_ids"] = np.asarray(row["prefix_ids"], dtype=np.int32)
+            examples.append(LabelledPrefix(**row))
+    return examples

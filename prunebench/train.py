@@ -1,0 +1,116 @@
+"""`prunebench train`: Monte-Carlo labels, then fit, then save, for any `Trainable` method."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from prunebench import compat, labels, registry
+from prunebench.checkpoints import trained_folder
+from prunebench.config import RunConfig
+from prunebench.datasets import Arithmetic, make_problem
+from prunebench.errors import ConfigError
+from prunebench.method import Context, LabelledPrefix, Trainable
+from prunebench.types import Capability, Problem
+
+
+def train(run: RunConfig, console: Console) -> Path:
+    """Train the run's method for its model; the folder with the trained weights.
+
+    Interrupted, it continues where it stopped: labels are kept chunk by chunk, and a method may
+    keep its own state in the labels' folder.
+    """
+    name, method, options = registry.method_name(run.method), run.method, run.train
+    if not isinstance(method, Trainable):
+        raise ConfigError(
+            f"The method {name!r} has nothing to train. Learnable methods: "
+            f"{', '.join(n for n, c in registry.methods().items() if issubclass(c, Trainable))}."
+        )
+    backend = run.backend
+    backend.bind(run.spec(), options.seed)
+    compat.check(
+        name,
+        method.requires | method.fit_requires | {Capability.CONTINUE},
+        backend=type(backend).__module__.rsplit(".", 1)[-1],
+        provides=backend.provides,
+        providers={n: c().provides for n, c in registry.backends().items()},
+    )
+    plan = labels.Plan(
+        roots=options.prefixes_per_problem,
+        prefix_lengths=tuple(sorted(options.prefix_lengths or [run.prefix_length])),
+        n_continuations=options.n_continuations,
+        seed=options.seed,
+    )
+    problems = training_problems(run)
+    folder = labels.folder_for(Path(options.label_dir), label_identity(run), plan)
+    console.print(f"Labels of {len(problems)} problems: {folder}")
+    with Progress(console=console) as progress:
+        bar = progress.add_task("labelling", total=len(problems))
+        labels.make(
+            folder,
+            backend,
+            problems,
+            plan,
+            workers=run.n_workers,
+            progress=lambda n: progress.advance(bar, n),
+        )
+    train_set, valid_set = split(mixed(labels.read(folder)), options.valid_share, options.seed)
+    console.print(f"{len(train_set)} prefixes to train on, {len(valid_set)} held out.")
+    method.fit(
+        train_set,
+        valid_set,
+        Context(model_name=run.model.name, backend=backend, seed=options.seed, work_dir=folder),
+    )
+    output = trained_folder(options.output, run.model.name, name)
+    method.save(output)
+    return output
+
+
+def label_identity(run: RunConfig) -> dict:
+    """What determines the labels, beside the plan."""
+    spec = run.backend.spec
+    return {
+        "engine": run.backend.identity(),
+        "prompt": [spec.prompt, spec.chat, spec.answer],
+        "sampling": vars(spec.sampling),
+        "dataset": run.dataset.name,
+        "problems": run.train.n_problems,
+    }
+
+
+def training_problems(run: RunConfig) -> list[Problem]:
+    """Problems to label: the embedded task's own split for labels, or the dataset as it is."""
+    n = run.train.n_problems
+    if not isinstance(run.dataset, Arithmetic):
+        return run.dataset.problems()[:n]
+    from prunebench.tiny.task import make_problems
+
+    drawn = make_problems(run.train.seed, n, "labels", hard=run.dataset.hard)
+    return [make_problem(question, answer) for question, answer in drawn]
+
+
+def mixed(examples: Sequence[LabelledPrefix]) -> list[LabelledPrefix]:
+    """The examples of problems that have both right and wrong continuations."""
+    right: dict[str, float] = {}
+    total: dict[str, int] = {}
+    for e in examples:
+        right[e.problem_id] = right.get(e.problem_id, 0.0) + e.label
+        total[e.problem_id] = total.get(e.problem_id, 0) + 1
+    return [e for e in examples if 0.0 < right[e.problem_id] < total[e.problem_id]]
+
+
+def split(
+    examples: Sequence[LabelledPrefix], valid_share: float, seed: int
+) -> tuple[list[LabelledPrefix], list[LabelledPrefix]]:
+    """Training and held-out examples. A hash of the problem decides, so none is on both sides."""
+
+    def held_out(problem_id: str) -> bool:
+        digest = hashlib.sha256(f"{seed}-{problem_id}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") < valid_share * 2**32
+
+    train_set = [e for e in examples if not held_out(e.problem_id)]
+    return train_set, [e for e in examples if held_out(e.problem_id)]

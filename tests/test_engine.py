@@ -1,0 +1,146 @@
+"""Launch, Check, Resume on the fake engine: what is kept, what is counted, what fails how."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from prunebench.backend import ModelSpec, Sampling
+from prunebench.backends.fake import FakeBackend
+from prunebench.backends.replay import ReplayBackend
+from prunebench.datasets import make_problem
+from prunebench.engine import Checkpoint, check, launch_check_resume
+from prunebench.errors import ContractViolation, UndeclaredCapability
+from prunebench.method import Capability, PathGroup, PathSignal, SignalGenerator, SignalType
+from prunebench.select import Finished
+
+PROBLEM = make_problem("1+2", "3")
+CHECKPOINT = Checkpoint(prefix_length=24)
+
+
+@dataclass(kw_only=True)
+class Likelihood(PathSignal):
+    """Higher = keep."""
+
+    type = SignalType.III
+    paper = "https://example.org"
+    requires = frozenset({Capability.LOGPROBS})
+
+    def score_path(self, path):
+        return float(path.logprobs.mean())
+
+
+@pytest.fixture()
+def backend():
+    engine = FakeBackend()
+    spec = ModelSpec(name="m", id="m", prompt="{question}", answer="line")
+    spec.sampling = Sampling(max_new_tokens=200)
+    engine.bind(spec, seed=3)
+    return engine
+
+
+def test_the_kept_paths_are_those_with_the_highest_scores_and_end_as_they_would_have(backend):
+    whole = {t.index: t for t in backend.open(PROBLEM, range(12)).finish()}
+    run = launch_check_resume(
+        backend, PROBLEM, Likelihood(), CHECKPOINT, n_paths=12, keep=3
+    )
+    order = np.argsort(-run.check.scores, kind="stable")[:3]
+    assert set(np.flatnonzero(run.kept)) == set(order)
+    assert [t.index for t in run.finished] == sorted(int(i) for i in order)
+    for trace in run.finished:
+        np.testing.assert_array_equal(trace.token_ids, whole[trace.index].token_ids)
+        assert trace.answer == whole[trace.index].answer
+    assert all(t.n_tokens <= 24 for t in run.launched)
+    assert set(run.seconds) == {"launch", "check", "resume"}
+
+
+def test_replay_of_the_same_paths_gives_the_same_run(backend):
+    traces = backend.open(PROBLEM, range(12)).finish()
+    prompt = backend.open(PROBLEM, [0]).prompt_ids
+    replay = ReplayBackend(lookup=lambda problem: (prompt, traces), source=backend)
+    replay.bind(backend.spec, 3)
+    live, stored = (
+        launch_check_resume(engine, PROBLEM, Likelihood(), CHECKPOINT, n_paths=12, keep=4)
+        for engine in (backend, replay)
+    )
+    np.testing.assert_array_equal(live.kept, stored.kept)
+    np.testing.assert_allclose(live.check.scores, stored.check.scores, rtol=1e-6)
+    assert [t.answer for t in live.finished] == [t.answer for t in stored.finished]
+
+
+def test_paths_that_ended_early_can_be_kept_without_a_slot(backend):
+    late = Checkpoint(prefix_length=60)
+    run = launch_check_resume(
+        backend,
+        PROBLEM,
+        Likelihood(),
+        late,
+        n_paths=32,
+        keep=1,
+        policy=Finished.keep_free,
+    )
+    ended = np.array([t.stopped and t.n_tokens <= 60 for t in run.launched])
+    assert 0 < ended.sum() < 32
+    assert run.kept[ended].all()
+    assert run.kept[~ended].sum() == 1
+
+
+def test_a_method_that_fails_on_a_problem_gives_nan_with_the_reason(backend):
+    @dataclass(kw_only=True)
+    class Fails(Likelihood):
+        def score_path(self, path):
+            raise ZeroDivisionError("no luck")
+
+    session = backend.open(PROBLEM, range(4))
+    session.advance(24)
+    verdict = check(Fails(), session, backend, CHECKPOINT)
+    assert np.isnan(verdict.scores).all()
+    assert verdict.reason == "ZeroDivisionError: no luck"
+
+
+def test_a_method_that_breaks_the_contract_stops_the_run(backend):
+    @dataclass(kw_only=True)
+    class Short(SignalGenerator):
+        type = SignalType.I
+        paper = "https://example.org"
+
+        def score(self, group: PathGroup):
+            return np.zeros(len(group) - 1)
+
+    @dataclass(kw_only=True)
+    class Float32(Short):
+        def score(self, group):
+            return np.zeros(len(group), dtype=np.float32)
+
+    @dataclass(kw_only=True)
+    class Undeclared(Short):
+        def score(self, group):
+            return np.array([p.entropy.sum() for p in group.paths])
+
+    session = backend.open(PROBLEM, range(4))
+    session.advance(24)
+    with pytest.raises(ContractViolation, match=r"\(4,\).*Got \(3,\)"):
+        check(Short(), session, backend, CHECKPOINT)
+    with pytest.raises(ContractViolation, match="float64"):
+        check(Float32(), session, backend, CHECKPOINT)
+    with pytest.raises(UndeclaredCapability, match=r"path.entropy.*Capability.ENTROPY"):
+        check(Undeclared(), session, backend, CHECKPOINT)
+
+
+def test_extra_tokens_are_counted_by_the_core(backend):
+    @dataclass(kw_only=True)
+    class Reads(SignalGenerator):
+        type = SignalType.III
+        paper = "https://example.org"
+        requires = frozenset({Capability.KV_CACHE})
+
+        def score(self, group):
+            import torch
+
+            hidden = backend.model().config.hidden_size
+            states = group.internals.read(torch.ones(3, hidden))
+            return states.sum(dim=(1, 2)).double().numpy()
+
+    session = backend.open(PROBLEM, range(5))
+    session.advance(24)
+    assert check(Reads(), session, backend, CHECKPOINT).verifier_tokens == 5 * 3

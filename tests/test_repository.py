@@ -1,0 +1,92 @@
+"""Rules that the repository keeps: the direction of imports, and a README that is true."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from prunebench import readme
+
+ROOT = Path(__file__).parent.parent
+LEAVES_ONLY = {"torch", "transformers", "vllm", "openai", "peft"}
+LEVELS = [
+    {"types", "errors"},
+    {"method", "backend", "metrics", "stats", "select", "vote", "storage", "modes", "grading"},
+    {"registry", "compat", "datasets", "evaluate", "cells", "bankfile", "checkpoints"},
+    {"bank", "scores"},
+    {"engine", "config", "loading", "samples", "declaration", "conformance", "cachereader"},
+    {"lab", "report", "environment"},
+    {"runner"},
+    {"train", "sweep", "job", "compose", "cli", "readme"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Modules a file imports, and whether it does so when it is loaded."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        at_load = node in tree.body
+        if isinstance(node, ast.Import):
+            found += [(alias.name, at_load) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "prunebench":
+                found += [(f"prunebench.{alias.name}", at_load) for alias in node.names]
+            else:
+                found.append((node.module, at_load))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "prunebench").glob("*.py")), ids=lambda p: p.stem)
+def test_the_core_imports_one_way_and_no_heavy_library(path):
+    own = LEVEL.get(path.stem)
+    if path.stem in ("__init__", "__main__"):
+        return
+    assert own is not None, f"{path.stem} has no place in the order of imports"
+    for module, at_load in imports(path):
+        if at_load and path.stem not in ("train", "cachereader"):
+            assert module.split(".")[0] not in LEAVES_ONLY, module
+        if at_load and module.startswith("prunebench."):
+            other = module.split(".")[1]
+            if other in LEVEL:
+                assert LEVEL[other] <= own, f"{path.stem} imports {other}, which is above it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda p: p.stem)
+def test_methods_import_the_contract_and_nothing_of_the_runner(path):
+    for module, at_load in imports(path):
+        if at_load:
+            assert module.split(".")[0] not in LEAVES_ONLY, module
+        if module.startswith("prunebench."):
+            allowed = {"method", "errors", "types", "metrics", "methods", "backend"}
+            assert module.split(".")[1] in allowed, module
+
+
+def test_the_method_table_of_the_readme_is_true():
+    text = (ROOT / "README.md").read_text()
+    assert readme.updated(text) == text, "run python -m prunebench.readme"
+
+
+def test_the_example_of_the_readme_keeps_the_contract(tmp_path):
+    from prunebench.conformance import check_method, load_method_file
+
+    text = (ROOT / "README.md").read_text()
+    code = text.split("`methods/my_method.py`:")[1].split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 30
+    file = tmp_path / "my_method.py"
+    file.write_text(code)
+    assert check_method(load_method_file(file), name="my_method") == []
+
+
+def test_files_stay_small():
+    for path in [*(ROOT / "prunebench").rglob("*.py"), *(ROOT / "methods").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 450, path
