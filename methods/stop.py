@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from peft import (
     LoraConfig,
+    PeftModel,
+    get_peft_model,
     get_peft_model_state_dict,
-    inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -137,12 +138,11 @@ class Stop(SignalGenerator, Trainable):
         budget = int(self.cache_gb * 1e9)
         train_set = PrefixStore(model, train, budget)
         valid_set = PrefixStore(model, valid, budget - train_set.n_bytes)
-        inject_adapter_in_model(self._lora_config(), model, adapter_name=ADAPTER)
+        adapted = get_peft_model(model, self._lora_config(), adapter_name=ADAPTER)
         try:
-            self._train(model, train_set, valid_set, generator, context.work_dir)
+            self._train(adapted, train_set, valid_set, generator, context.work_dir)
         finally:
-            for layer in _tuner_layers(model):
-                layer.delete_adapter(ADAPTER)
+            adapted.unload()
             model.eval()
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -150,16 +150,15 @@ class Stop(SignalGenerator, Trainable):
 
     def _train(
         self,
-        model: Any,
+        adapted: PeftModel,
         train: PrefixStore,
         valid: PrefixStore,
         generator: torch.Generator,
         work_dir: FilePath | None,
     ) -> None:
+        model = train.model
         reader = Reader(model, self.n_tokens, generator)
-        adapter = [p for n, p in model.named_parameters() if "lora_" in n and f".{ADAPTER}." in n]
-        for parameter in adapter:
-            parameter.requires_grad_(True)
+        adapter = [p for p in adapted.parameters() if p.requires_grad]
         groups = [
             {"params": adapter, "weight_decay": self.weight_decay},
             {"params": reader.parameters(), "weight_decay": 0.0},
@@ -171,7 +170,7 @@ class Stop(SignalGenerator, Trainable):
         resume = work_dir / "fit.pt" if work_dir else None
         if resume and resume.exists():
             state = torch.load(resume, weights_only=False)
-            set_peft_model_state_dict(model, state["adapter"], adapter_name=ADAPTER)
+            set_peft_model_state_dict(adapted, state["adapter"], adapter_name=ADAPTER)
             reader.load_state_dict(state["reader"])
             optimizer.load_state_dict(state["optimizer"])
             best, step, history = state["best"], state["step"], state["history"]
@@ -219,7 +218,7 @@ class Stop(SignalGenerator, Trainable):
                 if found["valid_auroc"] > best:
                     best = found["valid_auroc"]
                     self.weights_ = {k: v.detach().clone() for k, v in reader.weights().items()}
-                    self.adapter_ = _copy(get_peft_model_state_dict(model, adapter_name=ADAPTER))
+                    self.adapter_ = _copy(get_peft_model_state_dict(adapted, adapter_name=ADAPTER))
                     self.metrics_ = {
                         **found,
                         "n_train": len(train.examples),
@@ -228,7 +227,7 @@ class Stop(SignalGenerator, Trainable):
                     }
                 if resume:
                     state = {
-                        "adapter": get_peft_model_state_dict(model, adapter_name=ADAPTER),
+                        "adapter": get_peft_model_state_dict(adapted, adapter_name=ADAPTER),
                         "reader": reader.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "best": best,

@@ -92,7 +92,7 @@ class Lab:
             requires,
             backend=_stem(run.backend),
             provides=run.backend.provides | extra,
-            providers={n: cls().provides for n, cls in registry.backends().items()},
+            providers={n: cls().provides for n, cls in registry.engines().items()},
         )
 
     def bank(self, run: RunConfig) -> Bank:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -31,6 +31,8 @@ from prunebench.types import Problem
 
 ROWS = 512
 """Paths that one chunk of problems grows into."""
+LEAVE_SHARE = 0.15
+"""Ended rows leave the batch when they are this share of it: leaving costs a copy of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,79 +75,124 @@ class Plan:
 
 @dataclass(eq=False)
 class _Node:
-    """A path so far. `right` of its `leaves` end right, once the tree is grown."""
+    """A path up to a checkpoint or to its end. `right` of its `leaves` end right."""
 
     problem: int
     name: str
     tokens: np.ndarray
-    ended: bool = False
+    ended: bool
     children: list[_Node] = field(default_factory=list)
     right: int = 0
     leaves: int = 0
 
     def settle(self, is_right: Callable[[_Node], bool]) -> None:
+        """Count the leaves below, and those that end right."""
         for child in self.children:
             child.settle(is_right)
         self.right = sum(c.right for c in self.children) if self.children else is_right(self)
         self.leaves = sum(c.leaves for c in self.children) or 1
 
 
-def grow(backend: Any, problems: Sequence[Problem], plan: Plan) -> Iterator[LabelledPrefix]:
+def grow(backend: Any, problems: Sequence[Problem], plan: Plan) -> list[LabelledPrefix]:
     """The labelled prefixes of a few problems; `backend` is the transformers backend."""
-    sampling = backend.spec.sampling
     style = grading.as_style(backend.spec.answer)
     prompts = [backend.prompt_ids(problem.question) for problem in problems]
     nothing = np.zeros(0, dtype=np.int32)
-    origins = [_Node(i, problem.id, nothing) for i, problem in enumerate(problems)]
-    levels = [_extend(backend, prompts, origins, plan, plan.prefix_lengths[0], plan.roots)]
-    ends = [*plan.prefix_lengths[1:], sampling.max_new_tokens]
-    for end, copies in zip(ends, plan.copies, strict=True):
-        levels.append(_extend(backend, prompts, levels[-1], plan, end, copies))
+    origins = [_Node(i, problem.id, nothing, False) for i, problem in enumerate(problems)]
+    prefixes = _grow_trees(backend, prompts, origins, plan)
 
     def is_right(node: _Node) -> bool:
+        if not node.ended:
+            return False
         text = backend.decode(node.tokens)
-        return node.ended and grading.grade(text, problems[node.problem].answer, style)[1]
+        return grading.grade(text, problems[node.problem].answer, style)[1]
 
     for origin in origins:
         origin.settle(is_right)
-    for level in levels[:-1]:
-        for node in level:
-            yield LabelledPrefix(
-                problem_id=problems[node.problem].id,
-                prompt_ids=prompts[node.problem],
-                prefix_ids=node.tokens,
-                label=node.right / node.leaves,
-                n_continuations=node.leaves,
-            )
-
-
-def _extend(
-    backend: Any, prompts: list[np.ndarray], nodes: list[_Node], plan: Plan, end: int, copies: int
-) -> list[_Node]:
-    """Run `copies` continuations of every node that has not ended, up to `end` tokens."""
-    from prunebench.backends._decode import Batch, Launch
-    from prunebench.backends._sampling import path_keys
-
-    live = [node for node in nodes if not node.ended]
-    if not live:
-        return []
-    launches = [
-        Launch(
-            prompt_ids=np.concatenate([prompts[node.problem], node.tokens]),
-            keys=path_keys(plan.seed, node.name, range(copies)),
+    return [
+        LabelledPrefix(
+            problem_id=problems[node.problem].id,
+            prompt_ids=prompts[node.problem],
+            prefix_ids=node.tokens,
+            label=node.right / node.leaves,
+            n_continuations=node.leaves,
         )
-        for node in live
+        for node in prefixes
     ]
-    n_new = end - len(live[0].tokens)
-    batch = Batch(backend.engine, launches, replace(backend.spec.sampling, max_new_tokens=n_new))
-    batch.advance(n_new, final=True)
-    records = batch.records(range(len(live) * copies))
-    for i, record in enumerate(records):
-        parent = live[i // copies]
-        tokens = np.concatenate([parent.tokens, record.token_ids])
-        name = f"{parent.name}/{i % copies}"
-        parent.children.append(_Node(parent.problem, name, tokens, record.stopped))
-    return [child for node in live for child in node.children]
+
+
+def _grow_trees(
+    backend: Any, prompts: list[np.ndarray], origins: list[_Node], plan: Plan
+) -> list[_Node]:
+    """Decode all trees in one batch, in which rows split and leave; the nodes to be labelled."""
+    import torch
+
+    from prunebench.backends._cache import GrowingCache
+    from prunebench.backends._sampling import path_keys, step
+
+    engine, sampling = backend.engine, backend.spec.sampling
+    width = max(map(len, prompts))
+    pads = torch.tensor([width - len(p) for p in prompts], device=engine.device)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
+    slots = torch.arange(width, device=engine.device)
+    cache = GrowingCache()
+    logits = engine.logits(
+        ids.to(engine.device),
+        cache,
+        (slots - pads[:, None]).clamp(min=0),
+        slots >= pads[:, None],
+    )
+    parents, prefixes = origins, []
+    starts = [0, *plan.prefix_lengths]
+    ends = [*plan.prefix_lengths, sampling.max_new_tokens]
+    for start, end, copies in zip(starts, ends, [plan.roots, *plan.copies], strict=True):
+        names = [f"{parent.name}/{i}" for parent in parents for i in range(copies)]
+        parents = [parent for parent in parents for _ in range(copies)]
+        split = torch.arange(len(pads), device=engine.device).repeat_interleave(copies)
+        cache.select(split)
+        pads, logits = pads[split], logits[split]
+        keys = torch.cat([path_keys(plan.seed, name, [0]) for name in names]).to(engine.device)
+        mask = engine.mask(pads, width + end)
+        written = torch.zeros(len(names), end - start, dtype=torch.int32, device=engine.device)
+        length = torch.full((len(names),), end - start, device=engine.device)
+        rows = torch.arange(len(names), device=engine.device)
+        ended = torch.zeros(len(names), dtype=torch.bool, device=engine.device)
+        for position in range(start, end):
+            chosen, _ = step(logits, keys, position, sampling)
+            written[rows, position - start] = chosen.int()
+            ends_here = (chosen[:, None] == engine.eos_ids).any(-1) & ~ended
+            length[rows[ends_here]] = position - start + 1
+            ended |= ends_here
+            last = position + 1 == end
+            if ended.sum() > LEAVE_SHARE * len(rows) or (last and bool(ended.any())):
+                stay = (~ended).nonzero()[:, 0]
+                cache.select(stay)
+                pads, keys, rows, mask = pads[stay], keys[stay], rows[stay], mask[stay]
+                chosen, ended = chosen[stay], ended[stay]
+            if not len(rows):
+                break
+            at = width + position
+            logits = engine.logits(
+                chosen[:, None], cache, at - pads[:, None], mask[..., : at + 1]
+            )
+        tokens, n_tokens = written.cpu().numpy(), length.tolist()
+        running = set(rows.tolist())
+        nodes = [
+            _Node(parent.problem, name, np.concatenate([parent.tokens, new[:n]]), i not in running)
+            for i, (parent, name, new, n) in enumerate(
+                zip(parents, names, tokens, n_tokens, strict=True)
+            )
+        ]
+        for parent, node in zip(parents, nodes, strict=True):
+            parent.children.append(node)
+        if end != sampling.max_new_tokens:
+            prefixes += nodes
+        parents = [nodes[i] for i in rows.tolist()]
+        if not parents:
+            break
+    return prefixes
 
 
 # ----------------------------------------------------------------------------------- storage
@@ -210,7 +257,7 @@ def _start(backend: Any, spec: ModelSpec, seed: int, folder: Path, plan: Plan) -
 
 
 def _label_chunk(index: int, problems: list[Problem]) -> None:
-    examples = list(grow(_worker["backend"], problems, _worker["plan"]))
+    examples = grow(_worker["backend"], problems, _worker["plan"])
     columns = {
         "problem_id": [e.problem_id for e in examples],
         "prompt_ids": [e.prompt_ids for e in examples],

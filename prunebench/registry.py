@@ -110,6 +110,11 @@ def backends() -> dict[str, type[Backend]]:
     return found
 
 
+def engines() -> dict[str, type[Backend]]:
+    """The backends that run a model: what an error can recommend."""
+    return {name: cls for name, cls in backends().items() if name != "fake"}
+
+
 def has_default(field: dataclasses.Field) -> bool:
     """Whether a dataclass can be made without naming this field."""
     return not field.init or any(

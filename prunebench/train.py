@@ -37,7 +37,7 @@ def train(run: RunConfig, console: Console) -> Path:
         method.requires | method.fit_requires | {Capability.CONTINUE},
         backend=type(backend).__module__.rsplit(".", 1)[-1],
         provides=backend.provides,
-        providers={n: c().provides for n, c in registry.backends().items()},
+        providers={n: c().provides for n, c in registry.engines().items()},
     )
     plan = labels.Plan(
         roots=options.prefixes_per_problem,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats as scipy_stats
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
@@ -406,6 +406,41 @@ def test_encoding_empty_prefixes_reads_after_the_prompt(backend: TransformersBac
         got = backend.encode(prompt, chosen).read(EXTRA)
         for row, prefix in enumerate(chosen):
             wanted = reference_read(backend, prompt, prefix, EXTRA)
+            torch.testing.assert_close(got[row], wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_sliding_windows_survive_padding_and_pauses(tmp_path: Path) -> None:
+    """Mistral slides in every layer and names no layer types; gpt-oss slides in every other."""
+    shape = {
+        "vocab_size": 260,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "initializer_range": 0.15,
+    }
+    more = {"mistral": {}, "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1}}
+    for kind, extra in more.items():
+        config = AutoConfig.for_model(kind, **shape, **extra)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model = AutoModelForCausalLM.from_config(config)
+        model.generation_config.eos_token_id = [256, 5, 17, 99, 200, 201, 202]
+        model.save_pretrained(tmp_path / kind)
+        build_tokenizer().save_pretrained(tmp_path / kind)
+        backend = bound(tmp_path / kind, attn_implementation="eager")
+        _, prompt, (trace,) = list(backend.generate(PROBLEMS, [3]))[2]
+        logits = reference_logits(backend, prompt, trace.token_ids).log_softmax(-1)
+        wanted = logits.gather(1, torch.tensor(trace.token_ids.astype(np.int64))[:, None])[:, 0]
+        np.testing.assert_allclose(trace.stats.logprobs, wanted, atol=2e-5, rtol=2e-5)
+        session = paused(backend)
+        prefixes = [t.token_ids for t in session.traces()]
+        got = session.internals().read(EXTRA)
+        for row, prefix in enumerate(prefixes):
+            wanted = reference_read(backend, session.prompt_ids, prefix, EXTRA)
             torch.testing.assert_close(got[row], wanted, atol=2e-5, rtol=2e-5)
 
 

@@ -126,6 +126,17 @@ class GrowingCache(Cache):
             keys, values = layer.buffers
             layer._keys, layer._values = keys.index_select(0, rows), values.index_select(0, rows)
 
+    def close_gaps(self, moved_from: torch.Tensor, moved_to: torch.Tensor, n_rows: int) -> None:
+        """Let rows go without copying the others: move a few rows into the gaps and keep the
+        first `n_rows`. The memory is given back when the buffers next grow."""
+        for layer in self.layers:
+            shorter = []
+            for buffer in layer.buffers:
+                used = buffer[:, :, : layer.filled]
+                used[moved_to] = used[moved_from]
+                shorter.append(buffer[:n_rows])
+            layer._keys, layer._values = shorter
+
     def gather(self, rows: torch.Tensor) -> GrowingCache:
         """A copy of these rows."""
         layers = []

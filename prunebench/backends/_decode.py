@@ -20,8 +20,10 @@ from prunebench.backends._internals import Block
 from prunebench.backends._sampling import step
 from prunebench.types import TOKEN_STATS, TokenStats
 
-COMPACT_SHARE = 0.25
-"""Ended rows leave the batch when they are this share of it: leaving costs a copy of the rest."""
+LEAVE_SHARE = 1 / 32
+"""Ended rows leave the batch when they are this share of it; each leaving costs a little time."""
+LEAVE_SHARE_KEPT = 1 / 4
+"""The same where their cache is kept: each leaving makes one more block to read later."""
 COLUMNS = 256
 """The record of tokens grows by this many positions."""
 
@@ -100,7 +102,8 @@ class Batch:
         while self.position < n_tokens and self.n_rows:
             chosen, n_ended = self._sample()
             at_goal = self.position == n_tokens
-            leave = n_ended >= COMPACT_SHARE * self.n_rows or (at_goal and n_ended > 0)
+            share = LEAVE_SHARE_KEPT if self.keep_ended else LEAVE_SHARE
+            leave = n_ended >= max(1, share * self.n_rows) or (at_goal and n_ended > 0)
             if leave and not self.keep_ended:
                 chosen = chosen[self._remove_ended()]
             if self.n_rows and not (at_goal and final):
@@ -138,7 +141,7 @@ class Batch:
         return self._mask[..., :slots]
 
     def _remove_ended(self) -> torch.Tensor:
-        """Take ended rows out of the batch; returns the rows that stay."""
+        """Take ended rows out of the batch; returns the rows that stay, in their new order."""
         if self.keep_ended:
             # Only sessions keep ended rows, and theirs share one prompt: no padding to skip.
             gone = self._ended.nonzero()[:, 0].tolist()
@@ -149,14 +152,17 @@ class Batch:
             self._archive.append(
                 Block(cache=cache, lengths=self._prompt_lengths.new_tensor(lengths), places=paths)
             )
-        stay = (~self._ended).nonzero()[:, 0]
-        self._select(stay)
-        return stay
+        n_stay = self.n_rows - int(self._ended.sum())
+        gaps = self._ended[:n_stay].nonzero()[:, 0]
+        movers = (~self._ended[n_stay:]).nonzero()[:, 0] + n_stay
+        order = torch.arange(n_stay, device=gaps.device)
+        order[gaps] = movers
+        self._cache.close_gaps(movers, gaps, n_stay)
+        self._take(order)
+        return order
 
-    def _select(self, rows: torch.Tensor) -> None:
-        if len(rows) == self.n_rows:
-            return
-        self._cache.select(rows)
+    def _take(self, rows: torch.Tensor) -> None:
+        """Bring everything that is kept per row, but the cache, into this order."""
         self._mask = None
         self._logits, self._keys = self._logits[rows], self._keys[rows]
         self._paths, self._ended = self._paths[rows], self._ended[rows]
@@ -166,7 +172,10 @@ class Batch:
     def drop(self, paths: Sequence[int]) -> None:
         """Take these paths out of the computation and free their cache."""
         gone = torch.tensor(list(paths), device=self._paths.device, dtype=torch.long)
-        self._select((~torch.isin(self._paths, gone)).nonzero()[:, 0])
+        stay = (~torch.isin(self._paths, gone)).nonzero()[:, 0]
+        if len(stay) < self.n_rows:
+            self._cache.select(stay)
+            self._take(stay)
         dropped, archive = set(paths), []
         for block in self._archive:
             rows = [r for r, path in enumerate(block.places) if path not in dropped]
