@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -198,6 +198,16 @@ def _grow_trees(
 # ----------------------------------------------------------------------------------- storage
 
 
+def quick(backend: Any) -> Any:
+    """The same engine, in bf16 where the CPU multiplies it natively: labels are averages, so
+    their paths need not be equal to the last bit."""
+    flags = Path("/proc/cpuinfo")
+    native = flags.is_file() and "amx_bf16" in flags.read_text()
+    faster = replace(backend, dtype="bfloat16") if native else replace(backend)
+    faster.bind(backend.spec, backend.seed)
+    return faster
+
+
 def folder_for(root: Path, identity: dict[str, Any], plan: Plan) -> Path:
     """Where the labels of this model and plan are kept."""
     key = canonical(
@@ -225,21 +235,19 @@ def make(
     progress: Callable[[int], None],
 ) -> None:
     """Label all problems, a file per chunk, in `workers` processes; existing files stay."""
-    size = plan.problems_per_chunk
-    chunks = [problems[i : i + size] for i in range(0, len(problems), size)]
     missing = []
-    for index, chunk in enumerate(chunks):
-        if chunk_file(folder, index).exists():
+    for file, chunk in _chunks(folder, problems, plan):
+        if file.exists():
             progress(len(chunk))
         else:
-            missing.append((index, chunk))
+            missing.append((file, chunk))
     if not missing:
         return
-    settings = (replace(backend), backend.spec, backend.seed, folder, plan)
+    settings = (backend, backend.spec, backend.seed, plan)
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start, initargs=settings
     ) as pool:
-        futures = {pool.submit(_label_chunk, i, list(chunk)): len(chunk) for i, chunk in missing}
+        futures = {pool.submit(_label_chunk, *work): len(work[1]) for work in missing}
         for future in as_completed(futures):
             future.result()
             progress(futures[future])
@@ -248,15 +256,15 @@ def make(
 _worker: dict[str, Any] = {}
 
 
-def _start(backend: Any, spec: ModelSpec, seed: int, folder: Path, plan: Plan) -> None:
+def _start(backend: Any, spec: ModelSpec, seed: int, plan: Plan) -> None:
     import torch
 
     torch.set_num_threads(1)
     backend.bind(spec, seed)
-    _worker.update(backend=backend, folder=folder, plan=plan)
+    _worker.update(backend=backend, plan=plan)
 
 
-def _label_chunk(index: int, problems: list[Problem]) -> None:
+def _label_chunk(file: Path, problems: list[Problem]) -> None:
     examples = grow(_worker["backend"], problems, _worker["plan"])
     columns = {
         "problem_id": [e.problem_id for e in examples],
@@ -267,18 +275,24 @@ def _label_chunk(index: int, problems: list[Problem]) -> None:
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
-    write_atomic(chunk_file(_worker["folder"], index), buffer.getvalue())
+    write_atomic(file, buffer.getvalue())
 
 
-def chunk_file(folder: Path, index: int) -> Path:
-    """The file of the chunk with this number."""
-    return folder / f"labels-{index:05d}.parquet"
+def _chunks(
+    folder: Path, problems: Sequence[Problem], plan: Plan
+) -> Iterator[tuple[Path, list[Problem]]]:
+    """Problems that are labelled together, and the file with their labels."""
+    size = plan.problems_per_chunk
+    for start in range(0, len(problems), size):
+        chunk = list(problems[start : start + size])
+        digest = content_hash({"problems": [problem.id for problem in chunk]})
+        yield folder / f"labels-{start:06d}-{digest}.parquet", chunk
 
 
-def read(folder: Path) -> list[LabelledPrefix]:
-    """All labels of a folder."""
+def read(folder: Path, problems: Sequence[Problem], plan: Plan) -> list[LabelledPrefix]:
+    """The labels of these problems; `make` has been there before."""
     examples = []
-    for file in sorted(folder.glob("labels-*.parquet")):
+    for file, _ in _chunks(folder, problems, plan):
         for row in pq.read_table(file).to_pylist():
             row["prompt_ids"] = np.asarray(row["prompt_ids"], dtype=np.int32)
             row["prefix_ids"] = np.asarray(row["prefix_ids"], dtype=np.int32)

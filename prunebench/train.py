@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from prunebench import compat, labels, registry
+from prunebench.backend import Backend
 from prunebench.checkpoints import trained_folder
 from prunebench.config import RunConfig
 from prunebench.datasets import Arithmetic, make_problem
@@ -46,19 +48,20 @@ def train(run: RunConfig, console: Console) -> Path:
         seed=options.seed,
     )
     problems = training_problems(run)
-    folder = labels.folder_for(Path(options.label_dir), label_identity(run), plan)
+    sampler = labels.quick(backend)
+    folder = labels.folder_for(Path(options.label_dir), label_identity(run, sampler), plan)
     console.print(f"Labels of {len(problems)} problems: {folder}")
     with Progress(console=console) as progress:
         bar = progress.add_task("labelling", total=len(problems))
         labels.make(
             folder,
-            backend,
+            sampler,
             problems,
             plan,
             workers=run.n_workers,
             progress=lambda n: progress.advance(bar, n),
         )
-    train_set, valid_set = split(mixed(labels.read(folder)), options.valid_share, options.seed)
+    train_set, valid_set = split(mixed(labels.read(folder, problems, plan)), options.valid_share, options.seed)
     console.print(f"{len(train_set)} prefixes to train on, {len(valid_set)} held out.")
     method.fit(
         train_set,
@@ -70,15 +73,14 @@ def train(run: RunConfig, console: Console) -> Path:
     return output
 
 
-def label_identity(run: RunConfig) -> dict:
+def label_identity(run: RunConfig, sampler: Backend) -> dict[str, Any]:
     """What determines the labels, beside the plan."""
-    spec = run.backend.spec
+    spec = sampler.spec
     return {
-        "engine": run.backend.identity(),
+        "engine": sampler.identity(),
         "prompt": [spec.prompt, spec.chat, spec.answer],
         "sampling": vars(spec.sampling),
         "dataset": run.dataset.name,
-        "problems": run.train.n_problems,
     }
 
 

@@ -125,16 +125,26 @@ class Difficulty:
     operators : smallest and largest number of operators.
     products : chance that an operation on two plain numbers is a multiplication.
     long_products : chance that such a multiplication has two factors of two digits.
+    inner_products : chance that any other operation is a multiplication, where its value allows.
+    wide_products : chance that a multiplication of plain numbers is three digits by one.
     """
 
     operators: tuple[int, int]
     products: float
     long_products: float
+    inner_products: float
+    wide_products: float
 
 
-DEFAULT = Difficulty(operators=(6, 8), products=0.8, long_products=0.5)
-HARD = Difficulty(operators=(11, 13), products=0.7, long_products=0.3)
-TRAINING = Difficulty(operators=(2, 9), products=0.75, long_products=0.5)
+DEFAULT = Difficulty(
+    operators=(6, 8), products=0.6, long_products=0.4, inner_products=0.8, wide_products=0.2
+)
+HARD = Difficulty(
+    operators=(10, 11), products=0.6, long_products=0.4, inner_products=0.3, wide_products=0.0
+)
+TRAINING = Difficulty(
+    operators=(2, 9), products=0.75, long_products=0.5, inner_products=0.3, wide_products=0.0
+)
 
 
 def make_tree(rng: random.Random, n_operators: int, difficulty: Difficulty) -> tuple[Tree, int]:
@@ -144,7 +154,10 @@ def make_tree(rng: random.Random, n_operators: int, difficulty: Difficulty) -> t
         return value, value
     if n_operators == 1 and rng.random() < difficulty.products:
         left = rng.randint(11, 90)
-        if rng.random() < difficulty.long_products:
+        if difficulty.wide_products and rng.random() < difficulty.wide_products:
+            right = rng.randint(3, 8)
+            left = rng.randint(101, MAX_VALUE // right)
+        elif rng.random() < difficulty.long_products:
             right = rng.randint(11, max(11, MAX_VALUE // left))
         else:
             right = rng.randint(3, 9)
@@ -155,7 +168,7 @@ def make_tree(rng: random.Random, n_operators: int, difficulty: Difficulty) -> t
     split = rng.randrange(n_operators)
     left, left_value = make_tree(rng, split, difficulty)
     right, right_value = make_tree(rng, n_operators - 1 - split, difficulty)
-    if rng.random() < 0.3 and left_value * right_value <= MAX_VALUE:
+    if rng.random() < difficulty.inner_products and left_value * right_value <= MAX_VALUE:
         return ("*", left, right), left_value * right_value
     if rng.random() < 0.5 and left_value + right_value <= MAX_VALUE:
         return ("+", left, right), left_value + right_value

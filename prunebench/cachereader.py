@@ -1,0 +1,370 @@
+"""Trains a reader of the key-value cache: learned tokens, a LoRA adapter and a linear head.
+
+The prefix's keys and values come from the frozen model without the adapter; they never change, so
+they are computed once and kept while memory lasts. Only methods import this file, and only inside
+`fit`: it loads torch and PEFT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from rich.progress import Progress
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import DynamicCache
+
+from prunebench.method import LabelledPrefix
+from prunebench.metrics import auroc
+
+SMOOTHING = 0.98
+"""Weight of the past in the training loss that is shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a reader is trained; the fields are those of the method `stop`."""
+
+    n_tokens: int
+    rank: int
+    alpha: int
+    dropout: float
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    batch_size: int
+    epochs: float
+    eval_every: int
+    cache_gb: float
+
+    def lora(self) -> LoraConfig:
+        """The adapter: all linear layers."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="all-linear",
+        )
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step: a linear warm-up under a half cosine."""
+        cosine = 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
+
+
+@dataclass(kw_only=True)
+class Learnt:
+    """The best state seen: `weights` of the reader, `adapter` by PEFT's names, `metrics`."""
+
+    weights: dict[str, Tensor]
+    adapter: dict[str, Tensor]
+    metrics: dict[str, Any]
+
+
+def train_reader(
+    model: Any,
+    recipe: Recipe,
+    train: Sequence[LabelledPrefix],
+    valid: Sequence[LabelledPrefix],
+    *,
+    seed: int,
+    work_dir: FilePath | None,
+) -> Learnt:
+    """Train on `train`, keep the state with the best within-problem AUROC on `valid`.
+
+    The model's own weights stay as they are. With `work_dir` an interrupted training continues.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # adapter initialisation and dropout
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    budget = int(recipe.cache_gb * 1e9)
+    train_set = PrefixStore(model, train, budget)
+    valid_set = PrefixStore(model, valid, budget - train_set.n_bytes)
+    adapted = get_peft_model(model, recipe.lora(), adapter_name=_NAME)
+    try:
+        return _train(adapted, recipe, train_set, valid_set, generator, work_dir)
+    finally:
+        adapted.unload()
+        model.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def save_adapter(folder: FilePath, recipe: Recipe, adapter: dict[str, Tensor]) -> None:
+    """Write a PEFT adapter folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe.lora().save_pretrained(str(folder))
+    save_file(adapter, folder / "adapter_model.safetensors")
+
+
+_NAME = "reader"
+
+
+def _train(
+    adapted: Any,
+    recipe: Recipe,
+    train: PrefixStore,
+    valid: PrefixStore,
+    generator: torch.Generator,
+    work_dir: FilePath | None,
+) -> Learnt:
+    model = train.model
+    reader = Reader(model, recipe.n_tokens, generator)
+    adapter = [p for p in adapted.parameters() if p.requires_grad]
+    groups = [
+        {"params": adapter, "weight_decay": recipe.weight_decay},
+        {"params": reader.parameters(), "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    per_epoch = max(1, len(train.examples) // recipe.batch_size)
+    n_steps = max(1, round(recipe.epochs * per_epoch))
+    step, history, best = 0, [], None
+    resume = work_dir / "fit.pt" if work_dir else None
+    if resume and resume.exists():
+        state = torch.load(resume, weights_only=True)
+        set_peft_model_state_dict(adapted, state["adapter"], adapter_name=_NAME)
+        reader.load_state_dict(state["reader"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, history = state["step"], state["history"]
+        best = Learnt(**state["best"])
+    with Progress() as progress:
+        bar = progress.add_task("training the reader", total=n_steps, completed=step)
+        mean_loss, order = math.nan, []
+        while step < n_steps:
+            at = step % per_epoch
+            if at == 0 or not order:
+                order = train.order(generator.manual_seed(1 + step // per_epoch))
+            batch = order[at * recipe.batch_size : (at + 1) * recipe.batch_size]
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step, n_steps)
+            model.train()
+            logits = reader(*train.batch(batch))
+            loss = F.binary_cross_entropy_with_logits(logits, train.labels[batch])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([*adapter, *reader.parameters()], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            value = float(loss.detach())
+            started = not math.isnan(mean_loss)
+            mean_loss = SMOOTHING * mean_loss + (1 - SMOOTHING) * value if started else value
+            step += 1
+            progress.update(bar, completed=step)
+            if step % recipe.eval_every and step != n_steps:
+                continue
+            scores = predict(model, reader, valid)
+            found = {
+                "step": step,
+                "train_loss": round(mean_loss, 4),
+                "valid_loss": round(valid_loss(scores, valid), 4),
+                "valid_auroc": round(within_problem_auroc(scores, valid.examples), 4),
+            }
+            history.append(found)
+            progress.console.print(
+                "step {step}: loss {train_loss}, held out: loss {valid_loss}, "
+                "within-problem AUROC {valid_auroc}".format(**found)
+            )
+            if best is None or found["valid_auroc"] > best.metrics["valid_auroc"]:
+                sizes = {"n_train": len(train.examples), "n_valid": len(valid.examples)}
+                best = Learnt(
+                    weights=_copy(reader.weights()),
+                    adapter=_copy(get_peft_model_state_dict(adapted, adapter_name=_NAME)),
+                    metrics={**found, **sizes, "history": history},
+                )
+            if resume:
+                state = {
+                    "adapter": get_peft_model_state_dict(adapted, adapter_name=_NAME),
+                    "reader": reader.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "history": history,
+                    "best": vars(best),
+                }
+                torch.save(state, resume.with_suffix(".tmp"))
+                resume.with_suffix(".tmp").replace(resume)
+    assert best is not None, "the last step is always evaluated"
+    return best
+
+
+class Reader(torch.nn.Module):
+    """The learned embeddings and the linear head, around a frozen model with an adapter."""
+
+    def __init__(self, model: Any, n_tokens: int, generator: torch.Generator) -> None:
+        super().__init__()
+        table = model.get_input_embeddings().weight.detach()
+        noise = torch.randn(n_tokens, table.shape[1], generator=generator).to(table.device)
+        self.embeddings = torch.nn.Parameter(table.float().mean(0) + noise * table.float().std())
+        self.head = torch.nn.Linear(table.shape[1], 1).to(table.device)
+        self._model = [model]  # in a list, so that it is no submodule
+
+    def forward(self, cache: DynamicCache, mask: Tensor, lengths: Tensor) -> Tensor:
+        """Logits `(rows,)` for caches of `lengths` tokens, of which `mask` hides the padding."""
+        model = self._model[0]
+        rows, m = len(lengths), len(self.embeddings)
+        output = model.base_model(
+            inputs_embeds=self.embeddings.to(model.dtype).expand(rows, m, -1),
+            past_key_values=cache,
+            attention_mask=torch.cat([mask, mask.new_ones(rows, m)], 1),
+            position_ids=lengths[:, None] + torch.arange(m, device=lengths.device),
+            use_cache=True,
+        )
+        return self.head(output.last_hidden_state[:, -1].float())[:, 0]
+
+    def weights(self) -> dict[str, Tensor]:
+        """What scoring needs, by name, on the CPU."""
+        return {
+            "embeddings": self.embeddings.float().cpu(),
+            "head.weight": self.head.weight[0].float().cpu(),
+            "head.bias": self.head.bias[0].float().cpu(),
+        }
+
+
+class PrefixStore:
+    """Keys and values of labelled prefixes, from the model without the adapter.
+
+    Prefixes of one path share its memory: only the longest is encoded. Rows are kept in bf16
+    while `budget` bytes last; the others are encoded whenever a batch needs them.
+    """
+
+    def __init__(self, model: Any, examples: Sequence[LabelledPrefix], budget: int) -> None:
+        self.model, self.examples = model, list(examples)
+        self.device = model.device
+        self.labels = torch.tensor([e.label for e in examples], device=self.device).float()
+        tokens = [np.concatenate([e.prompt_ids, e.prefix_ids]) for e in examples]
+        self.lengths = [len(t) for t in tokens]
+        self.row_of = [0] * len(tokens)
+        self.rows: list[np.ndarray] = []
+        last = b""
+        for i in sorted(range(len(tokens)), key=lambda i: tokens[i].tobytes(), reverse=True):
+            content = tokens[i].tobytes()
+            if not last.startswith(content):
+                self.rows.append(tokens[i])
+                last = content
+            self.row_of[i] = len(self.rows) - 1
+        self.n_bytes = 0
+        self.kept: dict[int, Tensor] = {}
+        with Progress() as progress:
+            bar = progress.add_task("encoding prefixes", total=len(self.rows))
+            for start in range(0, len(self.rows), 64):
+                chunk = list(range(start, min(start + 64, len(self.rows))))
+                if self.n_bytes < budget:
+                    for row, states in zip(chunk, self._encode(chunk), strict=True):
+                        self.kept[row] = states.bfloat16()
+                        self.n_bytes += self.kept[row].nbytes
+                progress.update(bar, completed=chunk[-1] + 1)
+
+    def order(self, generator: torch.Generator) -> list[int]:
+        """All examples, shuffled path by path: prefixes of one path stay together, so that a
+        batch encodes few paths."""
+        members: list[list[int]] = [[] for _ in self.rows]
+        for i, row in enumerate(self.row_of):
+            members[row].append(i)
+        shuffled = torch.randperm(len(members), generator=generator).tolist()
+        return [i for row in shuffled for i in members[row]]
+
+    @torch.no_grad()
+    def _encode(self, rows: list[int]) -> Iterator[Tensor]:
+        """Keys and values of each row: `(layers, 2, heads, tokens, head_dim)`."""
+        width = max(len(self.rows[r]) for r in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(self.rows[row])] = torch.as_tensor(self.rows[row])
+        self.model.eval()
+        cache = DynamicCache(config=self.model.config)
+        with adapter_off(self.model):
+            self.model.base_model(
+                input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
+            )
+        layers: list[Any] = list(cache.layers)
+        pairs = [torch.stack([layer.keys, layer.values]) for layer in layers]
+        states = torch.stack(pairs)
+        for i, row in enumerate(rows):
+            yield states[:, :, i, :, : len(self.rows[row])].clone()
+
+    def batch(self, chosen: list[int]) -> tuple[DynamicCache, Tensor, Tensor]:
+        """The cache of these examples, padded on the left; its mask; their lengths."""
+        rows = [self.row_of[i] for i in chosen]
+        missing = sorted({row for row in rows if row not in self.kept})
+        fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
+        lengths = [self.lengths[i] for i in chosen]
+        width = max(lengths)
+        first = self.kept.get(rows[0], fresh.get(rows[0]))
+        assert first is not None
+        layers, _, heads, _, size = first.shape
+        dtype = self.model.dtype
+        states = torch.zeros(layers, 2, len(rows), heads, width, size, dtype=dtype)
+        states = states.to(self.device)
+        mask = torch.zeros(len(rows), width, dtype=torch.long, device=self.device)
+        for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
+            source = self.kept[row] if row in self.kept else fresh[row]
+            states[:, :, i, :, width - n :] = source[:, :, :, :n]
+            mask[i, width - n :] = 1
+        cache = DynamicCache(config=self.model.config)
+        for index in range(layers):
+            cache.update(states[index, 0], states[index, 1], index)
+        return cache, mask, torch.tensor(lengths, device=self.device)
+
+
+@torch.no_grad()
+def predict(model: Any, reader: Reader, store: PrefixStore, batch_size: int = 256) -> np.ndarray:
+    """Logits `(n_examples,)` of all examples of a store."""
+    model.eval()
+    order = sorted(range(len(store.examples)), key=lambda i: store.lengths[i])
+    scores = np.empty(len(order))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        scores[chosen] = reader(*store.batch(chosen)).cpu().numpy()
+    return scores
+
+
+def valid_loss(scores: np.ndarray, store: PrefixStore) -> float:
+    """Mean soft binary cross-entropy of logits."""
+    logits = torch.as_tensor(scores, dtype=torch.float32)
+    return float(F.binary_cross_entropy_with_logits(logits, store.labels.cpu()))
+
+
+def within_problem_auroc(scores: np.ndarray, examples: Sequence[LabelledPrefix]) -> float:
+    """Mean over (problem, prefix length) of the AUROC between labels above and below one half.
+
+    Prefixes with a label of exactly one half belong to neither side.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for i, example in enumerate(examples):
+        if example.label != 0.5:
+            groups.setdefault((example.problem_id, len(example.prefix_ids)), []).append(i)
+    values = [
+        auroc(scores[group], np.array([examples[i].label > 0.5 for i in group]))
+        for group in groups.values()
+    ]
+    return float(np.nanmean(values)) if values else math.nan
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Run the body on the frozen model alone."""
+    for layer in _tuner_layers(model):
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in _tuner_layers(model):
+            layer.enable_adapters(True)
+
+
+def _tuner_layers(model: Any) -> Iterator[BaseTunerLayer]:
+    return (m for m in model.modules() if isinstance(m, BaseTunerLayer))
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
