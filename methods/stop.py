@@ -13,11 +13,14 @@ Source: "Cut Your Losses! Learning to Prune Paths Early for Efficient Parallel R
 2604.16029, section 3 (https://arxiv.org/abs/2604.16029). The paper trains with rank 128 and up,
 alpha twice the rank, learning rate 2e-5 and 15 epochs on models of 1.5B parameters and more.
 Ours: defaults for the embedded model; one output instead of two classes (the same function); labels
-from several prefix lengths, each continued in a branching tree; each token has its own embedding.
+from several prefix lengths, each continued in a branching tree; each token has its own embedding;
+with `centred`, the logit of the problem's mean label is added in the loss, so that nothing is spent
+on learning how hard a problem is (the score then ranks paths and is no probability).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from prunebench.checkpoints import check_model
 from prunebench.errors import DamagedFile
 from prunebench.method import (
     Capability,
@@ -37,8 +41,6 @@ from prunebench.method import (
     SignalType,
     Trainable,
 )
-
-ADAPTER = "stop"
 
 
 @dataclass(kw_only=True)
@@ -57,6 +59,8 @@ class Stop(SignalGenerator, Trainable):
     eval_every : steps between looks at the held-out problems.
     cache_gb : memory, in GB, for prefix keys and values that are computed once and kept (bf16);
         what does not fit is encoded anew in each step.
+    centred : learn the difference to the problem's mean label (its logit is added in the loss),
+        which is all that ranking paths of one problem needs, instead of the probability itself.
     """
 
     type = SignalType.IV
@@ -68,16 +72,18 @@ class Stop(SignalGenerator, Trainable):
     n_tokens: int = 4
     rank: int = 16
     alpha: int = 32
-    dropout: float = 0.05
-    learning_rate: float = 1e-3
+    dropout: float = 0.1
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
     batch_size: int = 128
-    epochs: float = 3.0
+    epochs: float = 2.0
     eval_every: int = 100
     cache_gb: float = 8.0
+    centred: bool = True
 
     def __post_init__(self) -> None:
+        self.name_ = ""  # of the adapter in the engine, which may hold those of other checkpoints
         self.weights_: Any = None  # embeddings (m, hidden), head.weight (hidden,), head.bias ()
         self.adapter_: Any = None  # LoRA matrices by PEFT's names
         self.metrics_: dict[str, Any] = {}
@@ -88,7 +94,7 @@ class Stop(SignalGenerator, Trainable):
 
     def score(self, group: PathGroup) -> np.ndarray:
         self.check_fitted()
-        states = group.internals.read(self.weights_["embeddings"], adapter=ADAPTER)
+        states = group.internals.read(self.weights_["embeddings"], adapter=self.name_)
         logits = states[:, -1] @ self.weights_["head.weight"] + self.weights_["head.bias"]
         return logits.double().numpy()
 
@@ -105,11 +111,11 @@ class Stop(SignalGenerator, Trainable):
             seed=context.seed,
             work_dir=context.work_dir,
         )
-        self.weights_, self.adapter_, self.metrics_ = learnt.weights, learnt.adapter, learnt.metrics
+        self.weights_, self.adapter_ = learnt.weights, learnt.adapter
+        self.metrics_ = {**learnt.metrics, "model": context.backend.identity()}
         with tempfile.TemporaryDirectory() as folder:  # ready to score, like after load
             self.save(FilePath(folder))
-            context.backend.load_adapter(ADAPTER, FilePath(folder) / "adapter")
-        return self
+            return self.load(FilePath(folder), context)
 
     def save(self, folder: FilePath) -> None:
         from safetensors.torch import save_file
@@ -135,7 +141,10 @@ class Stop(SignalGenerator, Trainable):
                 f"The trained STOP in {folder} cannot be read ({error}). Train it again, or copy "
                 f"it again."
             ) from error
-        context.backend.load_adapter(ADAPTER, folder / "adapter")
+        check_model("stop", metrics.get("model", {}), context.backend.identity())
+        content = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+        self.name_ = f"stop_{hashlib.sha256(content).hexdigest()[:12]}"
+        context.backend.load_adapter(self.name_, folder / "adapter")
         self.weights_, self.adapter_, self.metrics_ = weights, adapter, metrics
         return self
 

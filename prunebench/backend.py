@@ -120,6 +120,10 @@ class Session(ABC):
         """The live paths as they stand, in order; `answer` and `correct` are meaningful only
         for paths that have ended."""
 
+    def outcomes(self) -> list[bool]:
+        """Whether each live path will end right: known only where paths are already complete."""
+        raise NotImplementedError(f"{type(self).__name__} does not know how its paths end.")
+
     @abstractmethod
     def internals(self) -> Internals:
         """The states at the current position. Raises when the backend does not provide them."""
@@ -157,6 +161,9 @@ class Backend(ABC):
         """What determines the tokens of a path, beside problem, prompt, sampling and seed:
         engine, model revision or weights hash, tokenizer, dtype. JSON-ready, no weights loaded.
         Raises `ModelNotFound` when the model is not on this machine."""
+
+    def load(self) -> None:  # noqa: B027  optional hook
+        """Load the model now instead of on first use."""
 
     @abstractmethod
     def open(self, problem: Problem, indices: Sequence[int]) -> Session:

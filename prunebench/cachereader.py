@@ -7,6 +7,7 @@ they are computed once and kept while memory lasts. Only methods import this fil
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class Recipe:
     epochs: float
     eval_every: int
     cache_gb: float
+    centred: bool
 
     def lora(self) -> LoraConfig:
         """The adapter: all linear layers."""
@@ -90,8 +92,8 @@ def train_reader(
     for parameter in frozen:
         parameter.requires_grad_(False)
     budget = int(recipe.cache_gb * 1e9)
-    train_set = PrefixStore(model, train, budget)
-    valid_set = PrefixStore(model, valid, budget - train_set.n_bytes)
+    train_set = PrefixStore(model, train, budget, recipe.centred)
+    valid_set = PrefixStore(model, valid, budget - train_set.n_bytes, recipe.centred)
     adapted = get_peft_model(model, recipe.lora(), adapter_name=_NAME)
     try:
         return _train(adapted, recipe, train_set, valid_set, generator, work_dir)
@@ -131,7 +133,7 @@ def _train(
     per_epoch = max(1, len(train.examples) // recipe.batch_size)
     n_steps = max(1, round(recipe.epochs * per_epoch))
     step, history, best = 0, [], None
-    resume = work_dir / "fit.pt" if work_dir else None
+    resume = work_dir / f"fit-{_fingerprint(recipe, train, valid)}.pt" if work_dir else None
     if resume and resume.exists():
         state = torch.load(resume, weights_only=True)
         set_peft_model_state_dict(adapted, state["adapter"], adapter_name=_NAME)
@@ -151,7 +153,9 @@ def _train(
                 group["lr"] = recipe.rate(step, n_steps)
             model.train()
             logits = reader(*train.batch(batch))
-            loss = F.binary_cross_entropy_with_logits(logits, train.labels[batch])
+            loss = F.binary_cross_entropy_with_logits(
+                logits + train.offsets[batch], train.labels[batch]
+            )
             loss.backward()
             torch.nn.utils.clip_grad_norm_([*adapter, *reader.parameters()], 1.0)
             optimizer.step()
@@ -175,12 +179,12 @@ def _train(
                 "step {step}: loss {train_loss}, held out: loss {valid_loss}, "
                 "within-problem AUROC {valid_auroc}".format(**found)
             )
-            if best is None or found["valid_auroc"] > best.metrics["valid_auroc"]:
+            if best is None or _rank(found) > _rank(best.metrics):
                 sizes = {"n_train": len(train.examples), "n_valid": len(valid.examples)}
                 best = Learnt(
                     weights=_copy(reader.weights()),
                     adapter=_copy(get_peft_model_state_dict(adapted, adapter_name=_NAME)),
-                    metrics={**found, **sizes, "history": history},
+                    metrics={**found, **sizes},
                 )
             if resume:
                 state = {
@@ -194,7 +198,24 @@ def _train(
                 torch.save(state, resume.with_suffix(".tmp"))
                 resume.with_suffix(".tmp").replace(resume)
     assert best is not None, "the last step is always evaluated"
+    best.metrics["history"] = history
     return best
+
+
+def _rank(metrics: dict[str, Any]) -> tuple[float, float]:
+    """Higher = better: within-problem AUROC, if there is one, then the loss."""
+    found = metrics["valid_auroc"]
+    return (-1.0 if math.isnan(found) else found, -metrics["valid_loss"])
+
+
+def _fingerprint(recipe: Recipe, train: PrefixStore, valid: PrefixStore) -> str:
+    """Hash of what determines a training, so that only the same one is continued."""
+    digest = hashlib.sha256(repr({**vars(recipe), "cache_gb": 0}).encode())
+    for store in (train, valid):
+        digest.update(store.labels.cpu().numpy().tobytes())
+        for row in store.rows:
+            digest.update(row.tobytes())
+    return digest.hexdigest()[:12]
 
 
 class Reader(torch.nn.Module):
@@ -237,10 +258,15 @@ class PrefixStore:
     while `budget` bytes last; the others are encoded whenever a batch needs them.
     """
 
-    def __init__(self, model: Any, examples: Sequence[LabelledPrefix], budget: int) -> None:
+    def __init__(
+        self, model: Any, examples: Sequence[LabelledPrefix], budget: int, centred: bool = False
+    ) -> None:
         self.model, self.examples = model, list(examples)
         self.device = model.device
         self.labels = torch.tensor([e.label for e in examples], device=self.device).float()
+        self.offsets = torch.zeros_like(self.labels)
+        if centred:
+            self.offsets = torch.tensor(problem_logits(examples), device=self.device).float()
         tokens = [np.concatenate([e.prompt_ids, e.prefix_ids]) for e in examples]
         self.lengths = [len(t) for t in tokens]
         self.row_of = [0] * len(tokens)
@@ -265,8 +291,10 @@ class PrefixStore:
                 progress.update(bar, completed=chunk[-1] + 1)
 
     def order(self, generator: torch.Generator) -> list[int]:
-        """All examples, shuffled path by path: prefixes of one path stay together, so that a
-        batch encodes few paths."""
+        """All examples, shuffled. When some must be encoded anew, prefixes of one path stay
+        together, so that a batch encodes few paths."""
+        if len(self.kept) == len(self.rows):
+            return torch.randperm(len(self.examples), generator=generator).tolist()
         members: list[list[int]] = [[] for _ in self.rows]
         for i, row in enumerate(self.row_of):
             members[row].append(i)
@@ -330,8 +358,18 @@ def predict(model: Any, reader: Reader, store: PrefixStore, batch_size: int = 25
 
 def valid_loss(scores: np.ndarray, store: PrefixStore) -> float:
     """Mean soft binary cross-entropy of logits."""
-    logits = torch.as_tensor(scores, dtype=torch.float32)
+    logits = torch.as_tensor(scores, dtype=torch.float32) + store.offsets.cpu()
     return float(F.binary_cross_entropy_with_logits(logits, store.labels.cpu()))
+
+
+def problem_logits(examples: Sequence[LabelledPrefix]) -> list[float]:
+    """For each example the logit of its problem's mean label, at most 3 from 0."""
+    labels: dict[str, list[float]] = {}
+    for example in examples:
+        labels.setdefault(example.problem_id, []).append(example.label)
+    means = {problem: float(np.mean(values)) for problem, values in labels.items()}
+    bounded = {problem: min(max(mean, 0.047), 0.953) for problem, mean in means.items()}
+    return [math.log(bounded[e.problem_id] / (1 - bounded[e.problem_id])) for e in examples]
 
 
 def within_problem_auroc(scores: np.ndarray, examples: Sequence[LabelledPrefix]) -> float:

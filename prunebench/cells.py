@@ -31,6 +31,8 @@ class Cell:
     bank : key of the trace bank, so that rows of different pools are never mixed.
     type : place in the taxonomy.
     n_paths, keep, prefix_length : N, k and L (tokens).
+    setting : the rest of what rows must share to be compared: how many problems and which pool,
+        what happens to finished paths.
     seed : of the run: the subsets and the methods' noise.
     """
 
@@ -44,6 +46,7 @@ class Cell:
     n_paths: int
     keep: int
     prefix_length: int
+    setting: str = ""
     aggregator: Aggregator = Aggregator.majority
     seed: int = 0
 

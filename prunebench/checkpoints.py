@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from prunebench.errors import NotTrained
 
@@ -16,8 +17,11 @@ def trained_folder(output: str, model: str, method: str) -> Path:
     return Path(output) / model / method
 
 
-def find(method: str, model: str, *, override: str | None, output: str) -> Path:
-    """The folder with trained weights: the one named, else your own training, else shipped.
+def find(
+    method: str, model: str, *, override: str | None, output: str, embedded: bool = False
+) -> Path:
+    """The folder with trained weights: the one named, else your own training, else shipped
+    (for the embedded model only).
 
     Raises
     ------
@@ -32,7 +36,7 @@ def find(method: str, model: str, *, override: str | None, output: str) -> Path:
             )
         return Path(override)
     candidates = [trained_folder(output, model, method)]
-    if model == "tiny":
+    if embedded:
         candidates.append(SHIPPED / method)
     for folder in candidates:
         if folder.is_dir() and any(folder.iterdir()):
@@ -52,3 +56,17 @@ def fingerprint(folder: Path) -> str:
         digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:12]
+
+
+def check_model(method: str, trained_for: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise `NotTrained` when weights were trained for another model than the one at hand.
+
+    Both arguments are `Backend.identity()`; what does not change the weights is not compared.
+    """
+    for key in trained_for.keys() & model.keys() - {"engine", "dtype", "attention", "model"}:
+        if trained_for[key] != model[key]:
+            raise NotTrained(
+                f"The trained weights of {method!r} belong to another model: {key} is "
+                f"{model[key]!r} here and was {trained_for[key]!r} in training. Train it for this "
+                f"model with 'python -m prunebench train method={method} model=<model>'."
+            )

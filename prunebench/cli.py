@@ -156,6 +156,8 @@ def _list_backends() -> list[dict[str, Any]]:
 
 
 def _describe_options(group: str, *names: str) -> list[dict[str, Any]]:
+    from omegaconf import OmegaConf
+
     from prunebench import compose
 
     rows = []
@@ -164,7 +166,7 @@ def _describe_options(group: str, *names: str) -> list[dict[str, Any]]:
             node = compose.composed([f"{group}={option}"])[group]
             row: dict[str, Any] = {"name": option}
             for name in names:
-                missing = name not in node or node._is_missing(name)
+                missing = name not in node or OmegaConf.is_missing(node, name)
                 row[name] = None if missing else node[name]
             rows.append(row)
     return rows
@@ -188,11 +190,11 @@ def _check(arguments: list[str]) -> int:
             "'prunebench check' takes one file: prunebench check methods/my_method.py"
         )
     path = Path(arguments[0])
-    cls = conformance.load_method_file(path)
-    faults = conformance.check_method(cls, name=path.stem)
+    faults = conformance.check_method_file(path)
     if faults:
         listing = "\n".join(f"  {fault.check}: {fault.message}" for fault in faults)
-        raise ConformanceError(f"{path} breaks the contract in {len(faults)} ways:\n{listing}")
+        number = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConformanceError(f"{path} breaks the contract: {number}.\n{listing}")
     print(f"{path}: the method {path.stem!r} keeps the contract.")
     return 0
 
@@ -203,8 +205,11 @@ def _train(arguments: list[str]) -> int:
     from prunebench import compose, train
     from prunebench.config import to_run
 
+    flags = [a for a in arguments if "=" not in a]
+    if flags:
+        raise ConfigError(f"'prunebench train' takes overrides only. Got {' '.join(flags)} too.")
     compose.validate(arguments)
-    with compose.hydra_ready(arguments):
+    with compose.hydra_ready():
         run = to_run(compose.composed(arguments))
     folder = train.train(run, Console())
     print(f"Trained weights are in {folder}; runs with this model use them from now on.")
@@ -214,7 +219,7 @@ def _train(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     from prunebench import compose, job
 
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = [a for a in arguments if a[:1] in "~+" or ("=" in a and a[:1] != "-")]
     if not any(a in ("--hydra-help", "--info", "-i", "--cfg", "-c") for a in arguments):
         compose.validate(overrides, config_dir=compose.config_dir(arguments))
     return job.run(arguments)

@@ -29,7 +29,7 @@ GROUPS = ("method", "model", "dataset", "backend")
 
 
 @contextmanager
-def hydra_ready(overrides: Sequence[str] = ()) -> Iterator[ConfigLoader]:
+def hydra_ready() -> Iterator[ConfigLoader]:
     """Hydra's config loader with all schemas registered, for the time of the block."""
     config.register()
     GlobalHydra.instance().clear()
@@ -57,22 +57,24 @@ def validate(overrides: Sequence[str], config_dir: str | None = None) -> None:
 
     Of a sweep, every option of a group is checked, and the rest with the first value.
     """
-    overrides = [o for o in overrides if o != config_dir]
     extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ConfigError(f"An override cannot be read: {_first_lines(error)}") from error
+    foreign = config_dir is not None or any("hydra.searchpath" in o for o in overrides)
     with hydra_ready() as loader:
-        for override in parsed:
-            if override.key_or_group in GROUPS:
-                _check_options(override, loader)
-        chosen = [o for o in parsed if o.key_or_group in GROUPS]
-        plain = [o for o in parsed if o not in chosen]
-        base = _compose([*extra, *map(_first, chosen)])
-        for override in plain:
-            _check_key(override, base)
-        _compose([*extra, *map(_first, parsed)])
+        try:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+            values = {id(o): _values(o) for o in parsed}
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"An override cannot be read: {first_lines(error)}") from error
+        firsts = [_first(o, values[id(o)]) for o in parsed]
+        groups = [o.key_or_group in GROUPS for o in parsed]
+        for override, is_group in zip(parsed, groups, strict=True):
+            if is_group and not foreign:  # options of other folders are left to Hydra
+                _check_options(override, values[id(override)], loader)
+        base = _compose([*extra, *(f for f, g in zip(firsts, groups, strict=True) if g)])
+        for override, is_group in zip(parsed, groups, strict=True):
+            if not is_group:
+                _check_key(override, base)
+        _compose([*extra, *firsts])
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -80,7 +82,7 @@ def _compose(overrides: list[str]) -> DictConfig:
         return composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        raise ConfigError(f"The configuration cannot be composed: {_first_lines(cause)}") from error
+        raise ConfigError(f"The configuration cannot be composed: {first_lines(cause)}") from error
 
 
 def _values(override: Override) -> list[str]:
@@ -89,17 +91,17 @@ def _values(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def _first(override: Override) -> str:
+def _first(override: Override, values: list[str]) -> str:
     assert override.input_line is not None
     if not override.is_sweep_override():
         return override.input_line
-    return f"{override.input_line.split('=', 1)[0]}={_values(override)[0]}"
+    return f"{override.input_line.split('=', 1)[0]}={values[0]}"
 
 
-def _check_options(override: Override, loader: ConfigLoader) -> None:
+def _check_options(override: Override, values: list[str], loader: ConfigLoader) -> None:
     group = override.key_or_group
     known = loader.get_group_options(group)
-    for value in _values(override):
+    for value in values:
         if value not in known:
             if group == "method":
                 registry.method_class(value)  # says so when the file exists but is broken
@@ -115,7 +117,7 @@ def _check_key(override: Override, base: DictConfig) -> None:
     for depth, part in enumerate(key.split(".")):
         if not isinstance(node, DictConfig):
             return
-        if part not in node:
+        if part not in node.keys():  # noqa: SIM118  'in' is False for values that are not set
             prefix = ".".join([*key.split(".")[:depth], ""])
             raise UnknownName("option", key, [f"{prefix}{name}" for name in node])
         if OmegaConf.is_missing(node, part):
@@ -123,6 +125,7 @@ def _check_key(override: Override, base: DictConfig) -> None:
         node = node._get_node(part) if OmegaConf.is_interpolation(node, part) else node[part]
 
 
-def _first_lines(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
+    """The message of an error of Hydra as one line, without its technical tail."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines if not line.startswith("object_type"))[:500]

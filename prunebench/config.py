@@ -63,14 +63,15 @@ class TrainOptions:
     Attributes
     ----------
     output : folder of trained weights, `<output>/<model>/<method>/`.
-    n_problems : problems to draw prefixes from.
-    prefixes_per_problem : paths sampled per problem; each gives one prefix.
-    prefix_lengths : lengths of the prefixes, dealt out in turn.
-    n_continuations : K, continuations per prefix behind the soft label.
-    valid_share : share of the problems held out to choose the checkpoint.
-    seed : of the problems, paths and the split.
     label_dir : where labels are kept; they are reused when nothing that determines them changed.
-    dataset_seed : seed of the training problems, where the dataset draws them.
+    seed : of the problems, paths and the split.
+    n_problems : problems to draw prefixes from.
+    prefixes_per_problem : paths begun per problem; each is labelled at every prefix length.
+    prefix_lengths : lengths of the prefixes; empty takes 1/2, 3/4, 1, 3/2 and 2 times the
+        model's prefix length.
+    n_continuations : continuations of a path's first prefix behind its label, a power of two. They
+        branch at the prefix lengths, so that longer prefixes have fewer.
+    valid_share : share of the problems held out to choose the checkpoint.
     """
 
     output: str = "results/trained"
@@ -122,7 +123,7 @@ class RunConfig:
     @property
     def pool(self) -> int:
         """Paths per problem in the pool."""
-        return self.pool_size or self.n_paths
+        return self.n_paths if self.pool_size is None else self.pool_size
 
     def validate(self) -> None:
         """Raise `ConfigError` for values that cannot work, before anything loads."""
@@ -146,9 +147,26 @@ class RunConfig:
             ok = value >= low and (high is None or value <= high) and not (high and value == 0)
             limits = f"at least {low}" if high is None else f"above {low} and at most {high}"
             rules.append((f"model.sampling.{name}", value, ok, limits))
-        for name in ("n_subsets", "n_subsets_joint"):
-            value = getattr(self.evaluation, name)
-            rules.append((f"evaluation.{name}", value, value >= 1, "at least 1"))
+        for group, name in (
+            ("evaluation", "n_subsets"),
+            ("evaluation", "n_subsets_joint"),
+            ("train", "n_problems"),
+            ("train", "prefixes_per_problem"),
+        ):
+            value = getattr(getattr(self, group), name)
+            rules.append((f"{group}.{name}", value, value >= 1, "at least 1"))
+        lengths, share = self.train.prefix_lengths, self.train.valid_share
+        in_range = all(1 <= length < longest for length in lengths)
+        rules.append(
+            (
+                "train.prefix_lengths",
+                lengths,
+                in_range and len(set(lengths)) == len(lengths),
+                f"different lengths from 1 to model.sampling.max_new_tokens - 1 ({longest - 1})",
+            )
+        )
+        rules.append(("train.valid_share", share, 0 < share < 1, "between 0 and 1"))
+        rules.append(("bank.group", self.bank.group, self.bank.group >= 0, "at least 0"))
         for name, value, ok, constraint in rules:
             if not ok:
                 raise ConfigError(
@@ -158,7 +176,7 @@ class RunConfig:
     @property
     def n_workers(self) -> int:
         """Processes that fill the bank."""
-        return self.workers or (os.cpu_count() or 1)
+        return self.workers or len(os.sched_getaffinity(0))
 
     def spec(self) -> ModelSpec:
         """The model with prompt and answer style filled in from the dataset."""

@@ -9,6 +9,9 @@ whether a formula is right, only whether its scores can be compared fairly.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields
@@ -20,7 +23,7 @@ import numpy as np
 from prunebench import samples
 from prunebench.backend import Backend, Internals, ModelSpec
 from prunebench.declaration import Report, check_declaration
-from prunebench.errors import NotTrained, UndeclaredCapability
+from prunebench.errors import ContractViolation, NotTrained, UndeclaredCapability
 from prunebench.loading import load_method_file
 from prunebench.method import Context, PathGroup, SignalGenerator, SignalType, Trainable
 from prunebench.types import INTERNAL, Capability, Trace
@@ -75,6 +78,36 @@ def check_method(cls: type[SignalGenerator], *, name: str) -> list[Fault]:
         with tempfile.TemporaryDirectory() as folder:
             _Examination(cls, report, FilePath(folder)).run()
     return list(faults.values())
+
+
+def check_method_file(path: FilePath) -> list[Fault]:
+    """`check_method` for a file, and whether its scores are the same in another process.
+
+    Python hashes strings differently in every process, so a method that uses `hash` or the order
+    of a set of strings is deterministic in one process and not from run to run.
+    """
+    cls = load_method_file(path)
+    faults = check_method(cls, name=path.stem)
+    if faults or cls.requires & _STATES or issubclass(cls, Trainable):
+        return faults
+    scores = {_scores_in_a_process(path, hash_seed) for hash_seed in ("1", "2")}
+    if len(scores) > 1:
+        message = (
+            "score is not deterministic: another Python process gave other scores. Do not use "
+            "hash() of text or the order of a set; sort first, or use zlib.crc32."
+        )
+        faults.append(Fault(check="not_deterministic", message=message))
+    return faults
+
+
+def _scores_in_a_process(path: FilePath, hash_seed: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "prunebench.conformance", str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+    )
+    return done.stdout or done.stderr
 
 
 class _Examination:
@@ -152,13 +185,19 @@ class _Examination:
     def score(self, method: SignalGenerator, group: PathGroup, where: str) -> np.ndarray | None:
         """`(n_paths,)` float64, or None after a report."""
         before = _fingerprint(group)
+        scores: Any = None
         try:
-            scores: Any = method.score(group)
+            scores = method.score(group)
         except UndeclaredCapability as error:
             self.report_undeclared(str(error))
             return None
         except Exception as error:
-            self.report_exception(error, where)
+            if not group.refused:
+                self.report_exception(error, where)
+                return None
+        if group.refused:  # the method swallowed the error
+            for message in sorted(group.refused):
+                self.report_undeclared(message)
             return None
         if _fingerprint(group) != before:
             self.report(
@@ -184,6 +223,7 @@ class _Examination:
             isinstance(error, FrozenInstanceError)
             or "read-only" in text
             or "does not support item assignment" in text
+            or "'tuple' object has no attribute" in text
         ):
             self.report(
                 "mutates_input",
@@ -192,9 +232,9 @@ class _Examination:
             )
         else:
             self.report(
-                "raises",
-                f"score raised {_describe(error)} on {where}. Return NaN for a path that cannot "
-                "be scored.",
+                "wrong_shape" if isinstance(error, ContractViolation) else "raises",
+                f"score raised {_describe(error)} on {where}. It must score every group of "
+                "paths: NaN for one that cannot be scored, such as an empty prefix.",
             )
 
     def checked(self, scores: Any, n: int, where: str) -> np.ndarray | None:
@@ -287,9 +327,10 @@ class _Examination:
         """Whatever is declared must be read somewhere in the samples."""
         for capability in sorted(self.cls.requires & _READABLE):
             fewer = self.cls.requires - {capability}
+            groups = [self.group(traces(), fewer) for traces in _SAMPLES.values()]
             try:
-                for traces in _SAMPLES.values():
-                    method.score(self.group(traces(), fewer))
+                for group in groups:
+                    method.score(group)
             except UndeclaredCapability:
                 continue
             except Exception as error:
@@ -396,3 +437,8 @@ def _fingerprint(group: PathGroup) -> object:
 
     paths = [tuple((k, freeze(v)) for k, v in vars(path).items()) for path in group.paths]
     return [tuple((k, freeze(v)) for k, v in vars(group).items()), paths]
+
+
+if __name__ == "__main__":  # see check_method_file
+    _cls = load_method_file(FilePath(sys.argv[1]))
+    print(_cls().score(samples.group(samples.varied(), _cls.requires)).tolist())

@@ -147,8 +147,13 @@ class File(Dataset):
             )
         try:
             text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"The dataset file {path} cannot be read: {error.strerror}."
+            ) from error
+        try:
             rows = (
-                [json.loads(line) for line in text.splitlines() if line.strip()]
+                [json.loads(line) for line in text.split("\n") if line.strip()]
                 if path.suffix == ".jsonl"
                 else json.loads(text)
             )
@@ -189,7 +194,7 @@ class Hub(Dataset):
         except Exception as error:
             raise ConfigError(
                 f"The dataset {self.id!r} could not be loaded from the hub "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the network, or "
+                f"({type(error).__name__}: {str(error)[:200]}). Check the network, or "
                 f"use a local file: dataset=file dataset.path=problems.jsonl."
             ) from error
         return from_rows(rows, self.question_field, self.answer_field, self.id)

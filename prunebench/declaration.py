@@ -64,6 +64,13 @@ def check_declaration(cls: type[SignalGenerator], name: str, report: Report) -> 
 
 def _check_type(kind: SignalType, requires: frozenset[Capability], report: Report) -> None:
     listed = ", ".join(sorted(c.name for c in requires)) or "nothing"
+    if kind is not SignalType.CONTROL and Capability.STEP_CHECK in requires:
+        report(
+            "ground_truth",
+            "The method reads the truth of every step (STEP_CHECK), which no deployed signal has. "
+            "Only a SignalType.CONTROL may; remove it.",
+        )
+        return
     if kind in {SignalType.III, SignalType.IV} and not requires & INTERNAL:
         report(
             "type_mismatch",

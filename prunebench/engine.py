@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prunebench.backend import Backend, Internals, Session
-from prunebench.errors import ContractViolation, PrunebenchError
+from prunebench.errors import ContractViolation, PrunebenchError, UndeclaredCapability
 from prunebench.method import SignalGenerator
 from prunebench.select import Finished, top_k
 from prunebench.types import Capability, PathGroup, Problem, Trace, view
@@ -93,6 +93,9 @@ def check(
         return opened[0]
 
     traces = session.traces()
+    if Capability.OUTCOME in method.requires:
+        pairs = zip(traces, session.outcomes(), strict=True)
+        traces = [replace(trace, correct=correct) for trace, correct in pairs]
     group = view(
         session.problem,
         session.prompt_ids,
@@ -129,6 +132,8 @@ def check(
 
 def _validated(method: SignalGenerator, group: PathGroup) -> np.ndarray:
     scores = method.score(group)
+    if group.refused:  # the method swallowed the error and scored something else
+        raise UndeclaredCapability("; ".join(sorted(group.refused)))
     expected = (len(group),)
     if not isinstance(scores, np.ndarray) or scores.shape != expected:
         got = getattr(scores, "shape", type(scores).__name__)

@@ -16,7 +16,6 @@ from prunebench import __version__
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "vllm")
 
 
-@cache
 def environment() -> dict[str, Any]:
     """Versions and hardware, JSON-ready. Names no user, host or path."""
     return {
@@ -40,6 +39,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _commit() -> str | None:
     """Commit of the checkout that runs, with `-dirty` when files differ; None for a wheel."""
     root = Path(__file__).resolve().parent.parent

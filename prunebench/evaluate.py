@@ -279,8 +279,16 @@ def _outcome(
         n_correct=correct.sum(axis=1),
         auroc=np.full(len(subsets), np.nan),
         kept=[int(i) for i in pool.indices[subsets[0][kept[0]]]],
-        answer=pool.answers[int(win[0].argmax())] if win[0].any() else None,
+        answer=voted_answer(pool, subsets[0][kept[0]], win[0]),
     )
+
+
+def voted_answer(pool: ProblemPool, kept: np.ndarray, win: np.ndarray) -> str | None:
+    """The answer with the highest probability of winning; of tied ones, that of the kept path
+    with the lowest index. `kept` are positions in the pool, ascending; `win` is `(n_codes,)`."""
+    codes = pool.codes[kept]
+    winners = [code for code in codes if code != NO_ANSWER and win[code] == win.max() > 0]
+    return pool.answers[int(winners[0])] if winners else None
 
 
 def failed_problem(problem_id: str, reason: str) -> ProblemResult:

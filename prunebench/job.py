@@ -19,6 +19,7 @@ from rich.console import Console
 
 from prunebench import compose, config, runner
 from prunebench.errors import ConfigError, PrunebenchError
+from prunebench.evaluate import Status
 from prunebench.lab import Lab
 from prunebench.report import records, tables
 
@@ -58,18 +59,22 @@ def task(cfg: DictConfig) -> None:
     """The function that Hydra calls for every cell."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    label = str(settings.runtime.choices["method"])
     sweep = settings.mode == RunMode.MULTIRUN
+    label = _label(settings) if sweep else str(settings.runtime.choices["method"])
     run_id = "/".join(folder.parts[-2:])
     console = Console()
     run = None
     try:
         run = _objects(cfg)
         execution = runner.execute(run, LAB, console, run_id, label)
-    except PrunebenchError as error:
+        _report(execution, run, folder, run_id, label, console, sweep, settings)
+        return
+    except (PrunebenchError, OSError) as error:
         if cfg.debug:
             traceback.print_exc()
         if not sweep:
+            if not isinstance(error, PrunebenchError):
+                raise
             _RESULT.error = error
             return
         reason = str(error)
@@ -79,14 +84,18 @@ def task(cfg: DictConfig) -> None:
         if cfg.debug:
             traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
-    else:
-        _report(execution, run, folder, run_id, console, sweep, settings)
-        return
     _RESULT.n_failed += 1
     console.print(f"[{settings.job.num}] failed: {reason}", markup=False)
     if run is not None:
         failed = runner.failed_execution(run, run_id, label, reason)
         runner.write_run(failed, run, folder, run_id)
+
+
+def _label(settings: Any) -> str:
+    """The method's name in a sweep's table, with its own options, so that settings differ."""
+    name = str(settings.runtime.choices["method"])
+    options = [o.removeprefix("method.") for o in settings.overrides.task if o[:7] == "method."]
+    return f"{name}({', '.join(options)})" if options else name
 
 
 def _objects(cfg: DictConfig) -> config.RunConfig:
@@ -103,19 +112,22 @@ def _report(
     run: config.RunConfig,
     folder: Path,
     run_id: str,
+    label: str,
     console: Console,
     sweep: bool,
     settings: Any,
 ) -> None:
     table = runner.write_run(execution, run, folder, run_id)
-    OmegaConf.save(OmegaConf.create(config.plain(run)), folder / "config.yaml")
+    with records.replacing(folder / "config.yaml") as temporary:
+        OmegaConf.save(OmegaConf.create(config.plain(run)), temporary)
     rows = records.analyse(table)
     tables.write(rows, folder)
     for note in execution.notes:
         console.print(note, markup=False)
+    line = next(row.line for row in rows if row.cell.method == label)
+    if line.status == Status.FAILED:
+        _RESULT.n_failed += 1
     if sweep:
-        own = [row.line for row in rows if row.cell.method not in ("none", "oracle")]
-        line = own[-1]
         overrides = " ".join(settings.overrides.task)
         console.print(
             f"[{settings.job.num}] {overrides}: avg {line.avg:.3f}, cons {line.cons:.3f}",

@@ -21,10 +21,11 @@ from prunebench.backend import Backend
 from prunebench.backends.replay import ReplayBackend
 from prunebench.bank import Bank, FillReport, bank_key, fill
 from prunebench.config import RunConfig, plain
+from prunebench.errors import ConfigError
 from prunebench.evaluate import ProblemPool, pool_of
 from prunebench.method import Context, SignalGenerator, Trainable
 from prunebench.modes import Mode
-from prunebench.types import Capability, Problem, Trace
+from prunebench.types import CONTROLS_ONLY, Capability, Problem, SignalType, Trace
 
 ROWS_PER_GROUP = 512
 """Paths decoded together when `bank.group` is 0."""
@@ -72,21 +73,39 @@ class Lab:
 
     def backend(self, run: RunConfig) -> Backend:
         """The engine of a run, bound to its model; loads nothing by itself."""
-        key = _key(run.backend, run.model, run.seed)
+        spec = run.spec()
+        key = _key(_stem(run.backend), run.backend, spec, run.seed)
         if key not in self._backends:
-            run.backend.bind(run.spec(), run.seed)
+            self._close_others()  # one model in memory at a time
+            run.backend.bind(spec, run.seed)
             self._backends[key] = run.backend
         return self._backends[key]
 
+    def _close_others(self) -> None:
+        for prepared in self._methods.values():
+            if prepared.ready:
+                prepared.method.close()
+        for backend in self._backends.values():
+            backend.close()
+        self._methods.clear()
+        self._backends.clear()
+
     def pair(self, run: RunConfig) -> None:
         """Raise `Incompatible` when the method needs what this run cannot give."""
+        name = registry.method_name(run.method)
+        forbidden = run.method.requires & CONTROLS_ONLY
+        if forbidden and run.method.type is not SignalType.CONTROL:
+            raise ConfigError(
+                f"The method {name!r} of type {run.method.type} must not require ground truth "
+                f"({', '.join(sorted(forbidden))}): only a SignalType.CONTROL may. Run "
+                f"'prunebench check' on its file."
+            )
         extra = run.dataset.provides
         if run.mode is Mode.replay:
             extra |= {Capability.OUTCOME}
         requires = run.method.requires
         if run.mode is Mode.online:
             requires |= compat.ENGINE_REQUIRES
-        name = registry.method_name(run.method)
         compat.check(
             name,
             requires,
@@ -113,7 +132,7 @@ class Lab:
             run.seed,
             run.bank.stats_dtype,
         )
-        memo = _key(key, run.bank)
+        memo = _key(key, run.bank, str(Path(run.bank.dir).absolute()))
         if memo not in self._banks:
             if run.bank.path is not None:
                 self._banks[memo] = Bank.at(Path(run.bank.path), key)
@@ -132,7 +151,7 @@ class Lab:
         group = run.bank.group or max(1, ROWS_PER_GROUP // run.pool)
         backend = self.backend(run)
         n_helpers = min(run.n_workers, -(-len(missing) // group)) - 1
-        if n_helpers and _on_gpu(backend):
+        if n_helpers and on_gpu(backend):
             n_helpers = 0
         spawn = multiprocessing.get_context("spawn")
         work = (bank.folder, bank.key, backend, backend.spec, run.seed, problems, run.pool, group)
@@ -191,7 +210,11 @@ class Lab:
             folder = None
             if isinstance(method, Trainable):
                 folder = checkpoints.find(
-                    name, run.model.name, override=method.checkpoint, output=run.train.output
+                    name,
+                    run.model.name,
+                    override=method.checkpoint,
+                    output=run.train.output,
+                    embedded=run.model.id == "embedded:tiny" and run.model.path is None,
                 )
             self._methods[key] = Prepared(
                 method=run.method,
@@ -235,7 +258,8 @@ def _stem(backend: Backend) -> str:
     return type(backend).__module__.rsplit(".", 1)[-1]
 
 
-def _on_gpu(backend: Backend) -> bool:
+def on_gpu(backend: Backend) -> bool:
+    """Whether the engine runs on a GPU, where one process is best."""
     device = getattr(backend, "device", "cpu")
     if device != "auto":
         return device != "cpu"

@@ -174,9 +174,7 @@ def _grow_trees(
             if not len(rows):
                 break
             at = width + position
-            logits = engine.logits(
-                chosen[:, None], cache, at - pads[:, None], mask[..., : at + 1]
-            )
+            logits = engine.logits(chosen[:, None], cache, at - pads[:, None], mask[..., : at + 1])
         tokens, n_tokens = written.cpu().numpy(), length.tolist()
         running = set(rows.tolist())
         nodes = [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from prunebench.errors import NotTrained
+from prunebench.errors import ContractViolation, NotTrained
 from prunebench.types import Capability, Path, PathGroup, SignalType
 
 if TYPE_CHECKING:
@@ -99,7 +99,15 @@ class PathSignal(SignalGenerator):
         """The score of one path: higher = keep, NaN = could not be scored."""
 
     def score(self, group: PathGroup) -> np.ndarray:
-        return np.array([self.score_path(path) for path in group.paths], dtype=np.float64)
+        scores = [self.score_path(path) for path in group.paths]
+        for score in scores:
+            if np.ndim(score) != 0 or score is None:
+                got = np.shape(score) if score is not None else None
+                raise ContractViolation(
+                    f"{type(self).__name__}.score_path must return one float per path. Got "
+                    f"{'None' if got is None else f'an array of shape {got}'} instead."
+                )
+        return np.array(scores, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

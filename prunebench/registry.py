@@ -55,15 +55,17 @@ def the_class(module: ModuleType, base: type[T]) -> type[T]:
 
 @cache
 def _discover_methods() -> tuple[dict[str, type[SignalGenerator]], list[Broken]]:
-    import prunebench.methods as package
+    package = importlib.import_module("prunebench.methods")
 
     found: dict[str, type[SignalGenerator]] = {}
     broken: list[Broken] = []
     for info in pkgutil.iter_modules(package.__path__):
+        if info.name.startswith("_"):
+            continue
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
             found[info.name] = _configurable(the_class(module, SignalGenerator))
-        except Exception as error:  # one broken file must not take the others away
+        except (Exception, SystemExit) as error:  # one broken file must not take the rest away
             broken.append(Broken(name=info.name, reason=f"{type(error).__name__}: {error}"))
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:

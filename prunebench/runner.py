@@ -32,12 +32,14 @@ from prunebench.evaluate import (
     oracle_pruning,
     pool_of,
     random_pruning,
+    voted_answer,
 )
 from prunebench.lab import Lab, Stored
 from prunebench.metrics import accuracy_of_kept, generator_tokens
 from prunebench.modes import Mode
 from prunebench.report import records
 from prunebench.scores import ScoredBatch, ScoreTable, score_key, source_hash
+from prunebench.select import Finished
 from prunebench.types import Problem
 from prunebench.vote import credit, vote
 
@@ -83,7 +85,7 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     with lab.clock("read bank"):
         stored = lab.stored(run)
     failures = dict(report.failures)
-    cell = _cell(run, lab, run_id, label)
+    cell = _cell(run, run_id, label, bank.hash)
     plans = _plan(run, stored.values(), joint=run.method.joint)
     rows: list[dict[str, Any]] = []
     if cell.method not in REFERENCES:
@@ -202,7 +204,7 @@ def _plan(run: RunConfig, stored: Iterable[Stored], *, joint: bool) -> dict[str,
     n_subsets = options.n_subsets_joint if joint else options.n_subsets
     plans = {}
     for item in stored:
-        rng = np.random.default_rng([run.seed, *item.problem.id.encode()])
+        rng = np.random.default_rng([run.seed, 2, *item.problem.id.encode()])
         plans[item.problem.id] = draw_subsets(len(item.traces), run.n_paths, n_subsets, rng)
     return plans
 
@@ -232,14 +234,15 @@ def _references(
 def _online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str) -> Execution:
     """Launch-Check-Resume on the live engine, with the bank's paths, if any, as reference."""
     before = dict(lab.seconds)
-    cell = _cell(run, lab, run_id, label)
     backend = lab.backend(run)
     with lab.clock("load"):
+        backend.load()
         method = lab.ready(lab.prepared(run), run)
     checkpoint = Checkpoint(
         prefix_length=run.prefix_length, seed=run.seed, check_steps=run.dataset.check_steps
     )
     bank = lab.bank(run)
+    cell = _cell(run, run_id, label, bank.hash)
     stored = lab.stored(run) if run.pool == run.n_paths else {}
     problems = run.dataset.problems()
     rows, same = [], []
@@ -266,7 +269,8 @@ def _online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
                     lab.seconds[phase] = lab.seconds.get(phase, 0.0) + seconds
                 if reference is not None:
                     same.append(_same_paths(outcome, reference))
-            rows.append(records.record(cell, result))
+            if not (stored and cell.method in REFERENCES):  # the exact row says it better
+                rows.append(records.record(cell, result))
             advance(1)
     notes = []
     if stored:
@@ -332,16 +336,22 @@ def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None
         generator_tokens=generator_tokens(pool.lengths[None], kept, run.prefix_length),
         verifier_tokens=np.array([float(outcome.check.verifier_tokens)]),
         kept=[int(i) for i in pool.indices[outcome.kept]],
-        answer=pool.answers[int(win[0].argmax())] if win[0].any() else None,
+        answer=voted_answer(pool, np.flatnonzero(outcome.kept), win[0]),
         n_nan=int(np.isnan(scores).sum()),
         score_seconds=outcome.check.seconds,
     )
 
 
-def _cell(run: RunConfig, lab: Lab, run_id: str, label: str) -> Cell:
+def _cell(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
+    n_problems = "all" if run.dataset.limit is None else f"first {run.dataset.limit}"
+    setting = f"{n_problems} problems, pool of {run.pool}"
+    if run.pool > run.n_paths:
+        setting += f", {run.evaluation.n_subsets} subsets"
+    if run.finished is Finished.keep_free:
+        setting += ", finished paths kept free"
     return Cell(
         run_id=run_id,
-        bank=lab.bank(run).hash,
+        bank=bank,
         model=run.model.name,
         dataset=run.dataset.name,
         method=label,
@@ -350,6 +360,7 @@ def _cell(run: RunConfig, lab: Lab, run_id: str, label: str) -> Cell:
         n_paths=run.n_paths,
         keep=run.keep,
         prefix_length=run.prefix_length,
+        setting=setting,
         aggregator=run.aggregator,
         seed=run.seed,
     )
@@ -357,25 +368,12 @@ def _cell(run: RunConfig, lab: Lab, run_id: str, label: str) -> Cell:
 
 def failed_execution(run: RunConfig, run_id: str, label: str, reason: str) -> Execution:
     """The record of a cell that could not run."""
-    cell = Cell(
-        run_id=run_id,
-        model=run.model.name,
-        dataset=run.dataset.name,
-        method=label,
-        type=run.method.type,
-        mode=run.mode.value,
-        n_paths=run.n_paths,
-        keep=run.keep,
-        prefix_length=run.prefix_length,
-        aggregator=run.aggregator,
-        seed=run.seed,
-    )
+    cell = _cell(run, run_id, label)
     return Execution(rows=[records.failed_record(cell, Status.FAILED, reason)], seconds={})
 
 
 def write_run(execution: Execution, run: RunConfig, folder: Path, run_id: str) -> Any:
     """Write `records.parquet` and `run.json` into the folder of a run; returns the records."""
-    folder.mkdir(parents=True, exist_ok=True)
     table = records.frame(execution.rows)
     records.write(folder / "records.parquet", table)
     facts = {
@@ -388,7 +386,8 @@ def write_run(execution: Execution, run: RunConfig, folder: Path, run_id: str) -
         "notes": execution.notes,
         **environment(),
     }
-    (folder / "run.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    with records.replacing(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n")
     return table
 
 

@@ -20,26 +20,34 @@ class CombinedTable(Callback):
     """Reads `*/records.parquet` below the sweep folder and writes the combined table there."""
 
     def __init__(self) -> None:
-        self.start = time.perf_counter()
+        self.start = time.time()
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        self.start = time.time()
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         console = Console()
         try:
-            combine(folder, console)
+            combine(folder, console, since=self.start)
         except PrunebenchError as error:
             console.print(f"No combined table: {error}", markup=False)
         console.print(
-            f"The whole sweep took {time.perf_counter() - self.start:.1f} s; results in {folder}",
+            f"The whole sweep took {time.time() - self.start:.1f} s; results in {folder}",
             markup=False,
         )
 
 
-def combine(folder: Path, console: Console) -> None:
-    """Write `summary.csv`, `summary.md`, the figure and the seconds by phase of a sweep."""
+def combine(folder: Path, console: Console, since: float) -> None:
+    """Write `summary.csv`, `summary.md`, the figure and the seconds by phase of a sweep.
+
+    Records older than `since` (seconds since the epoch) belong to an earlier sweep into the same
+    folder and are left out.
+    """
     from prunebench.report import figures, records, tables
 
-    files = sorted(folder.glob("*/records.parquet"), key=lambda p: (len(p.parent.name), p))
+    found = [p for p in folder.rglob("records.parquet") if p.stat().st_mtime >= since - 1]
+    files = sorted(found, key=lambda p: (len(p.parent.name), p))
     rows = records.analyse(records.read(files))
     tables.show(rows, console)
     tables.write(rows, folder)

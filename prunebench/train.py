@@ -12,12 +12,18 @@ from rich.progress import Progress
 
 from prunebench import compat, labels, registry
 from prunebench.backend import Backend
+from prunebench.backends.transformers import TransformersBackend
 from prunebench.checkpoints import trained_folder
 from prunebench.config import RunConfig
 from prunebench.datasets import Arithmetic, make_problem
 from prunebench.errors import ConfigError
+from prunebench.lab import on_gpu
 from prunebench.method import Context, LabelledPrefix, Trainable
 from prunebench.types import Capability, Problem
+
+
+MOST = 4
+"""Examples of one problem and prefix length that are trained on."""
 
 
 def train(run: RunConfig, console: Console) -> Path:
@@ -26,28 +32,35 @@ def train(run: RunConfig, console: Console) -> Path:
     Interrupted, it continues where it stopped: labels are kept chunk by chunk, and a method may
     keep its own state in the labels' folder.
     """
-    name, method, options = registry.method_name(run.method), run.method, run.train
+    name, options = registry.method_name(run.method), run.train
+    method: Any = run.method
     if not isinstance(method, Trainable):
         raise ConfigError(
             f"The method {name!r} has nothing to train. Learnable methods: "
             f"{', '.join(n for n, c in registry.methods().items() if issubclass(c, Trainable))}."
         )
+    run.validate()
     backend = run.backend
     backend.bind(run.spec(), options.seed)
     compat.check(
         name,
-        method.requires | method.fit_requires | {Capability.CONTINUE},
+        run.method.requires | method.fit_requires | {Capability.CONTINUE},
         backend=type(backend).__module__.rsplit(".", 1)[-1],
         provides=backend.provides,
         providers={n: c().provides for n, c in registry.engines().items()},
     )
+    if not isinstance(backend, TransformersBackend):
+        raise ConfigError(
+            f"Training runs on backend=transformers. Got "
+            f"backend={type(backend).__module__.rsplit('.', 1)[-1]} instead."
+        )
     plan = labels.Plan(
         roots=options.prefixes_per_problem,
-        prefix_lengths=tuple(sorted(options.prefix_lengths or [run.prefix_length])),
+        prefix_lengths=tuple(sorted(options.prefix_lengths or around(run.prefix_length))),
         n_continuations=options.n_continuations,
         seed=options.seed,
     )
-    problems = training_problems(run)
+    problems = training_problems(run, console)
     sampler = labels.quick(backend)
     folder = labels.folder_for(Path(options.label_dir), label_identity(run, sampler), plan)
     console.print(f"Labels of {len(problems)} problems: {folder}")
@@ -58,10 +71,18 @@ def train(run: RunConfig, console: Console) -> Path:
             sampler,
             problems,
             plan,
-            workers=run.n_workers,
+            workers=1 if on_gpu(backend) else run.n_workers,
             progress=lambda n: progress.advance(bar, n),
         )
-    train_set, valid_set = split(mixed(labels.read(folder, problems, plan)), options.valid_share, options.seed)
+    found = few(mixed(labels.read(folder, problems, plan)))
+    train_set, valid_set = split(found, options.valid_share, options.seed)
+    if not train_set or not valid_set:
+        raise ConfigError(
+            f"There is nothing to learn from: of {len(problems)} problems, those with both right "
+            f"and wrong continuations give {len(train_set)} prefixes to train on and "
+            f"{len(valid_set)} held out. Raise 'train.n_problems', or take problems that the model "
+            f"solves sometimes."
+        )
     console.print(f"{len(train_set)} prefixes to train on, {len(valid_set)} held out.")
     method.fit(
         train_set,
@@ -73,21 +94,32 @@ def train(run: RunConfig, console: Console) -> Path:
     return output
 
 
+def around(prefix_length: int) -> list[int]:
+    """The prefix lengths that are labelled for a checkpoint: half of it to twice as long."""
+    return sorted({max(1, round(prefix_length * f)) for f in (0.5, 0.75, 1, 1.5, 2)})
+
+
 def label_identity(run: RunConfig, sampler: Backend) -> dict[str, Any]:
     """What determines the labels, beside the plan."""
     spec = sampler.spec
     return {
         "engine": sampler.identity(),
         "prompt": [spec.prompt, spec.chat, spec.answer],
+        **({"chat_kwargs": spec.chat_kwargs} if spec.chat_kwargs else {}),
         "sampling": vars(spec.sampling),
         "dataset": run.dataset.name,
     }
 
 
-def training_problems(run: RunConfig) -> list[Problem]:
+def training_problems(run: RunConfig, console: Console) -> list[Problem]:
     """Problems to label: the embedded task's own split for labels, or the dataset as it is."""
     n = run.train.n_problems
     if not isinstance(run.dataset, Arithmetic):
+        console.print(
+            "The training problems are those of the dataset itself: evaluate on another one, or "
+            "the numbers of this method mean nothing.",
+            style="yellow",
+        )
         return run.dataset.problems()[:n]
     from prunebench.tiny.task import make_problems
 
@@ -116,3 +148,12 @@ def split(
 
     train_set = [e for e in examples if not held_out(e.problem_id)]
     return train_set, [e for e in examples if held_out(e.problem_id)]
+
+
+def few(examples: Sequence[LabelledPrefix]) -> list[LabelledPrefix]:
+    """At most `MOST` examples of each problem and prefix length, spread evenly: near the end of
+    a tree there are many paths that differ little, and the memory is better spent on problems."""
+    groups: dict[tuple[str, int], list[LabelledPrefix]] = {}
+    for e in examples:
+        groups.setdefault((e.problem_id, len(e.prefix_ids)), []).append(e)
+    return [e for group in groups.values() for e in group[:: -(-len(group) // MOST)]]

@@ -61,6 +61,9 @@ INTERNAL = frozenset(
 )
 """Capabilities that read the generating model itself: what makes a signal Type III or IV."""
 
+CONTROLS_ONLY = frozenset({Capability.STEP_CHECK, Capability.OUTCOME})
+"""Ground truth: what no deployed signal can read."""
+
 TOKEN_STATS = ("logprobs", "top_logprobs", "entropy", "sum_logprobs")
 """Names of the per-token statistics, in the order in which banks store them."""
 
@@ -144,6 +147,28 @@ class Trace:
         return len(self.token_ids)
 
 
+class Granted(frozenset[Capability]):
+    """What a method may read. Remembers what it was refused, also when it swallowed the error."""
+
+    refused: set[str]
+
+    def refuse(self, attribute: str, capability: Capability) -> UndeclaredCapability:
+        """The error to raise, after taking a note of it."""
+        message = (
+            f"The method read {attribute} without declaring it: add "
+            f"Capability.{capability.name} to its 'requires'."
+        )
+        self.refused.add(message)
+        return UndeclaredCapability(message)
+
+
+def granting(capabilities: frozenset[Capability]) -> Granted:
+    """Those capabilities, with nothing refused yet."""
+    granted = Granted(capabilities)
+    granted.refused = set()
+    return granted
+
+
 @dataclass(frozen=True, eq=False)
 class Path:
     """What a method sees of one path: its first `prefix_length` generated tokens.
@@ -165,7 +190,7 @@ class Path:
     text: str
     finished: bool
     _readings: Mapping[Capability, Any] = field(repr=False)
-    _granted: frozenset[Capability] = field(repr=False)
+    _granted: Granted = field(repr=False)
 
     @property
     def n_tokens(self) -> int:
@@ -209,10 +234,7 @@ class Path:
 
     def _read(self, capability: Capability, attribute: str) -> Any:
         if capability not in self._granted:
-            raise UndeclaredCapability(
-                f"The method read path.{attribute} without declaring it: "
-                f"add Capability.{capability.name} to its 'requires'."
-            )
+            raise self._granted.refuse(f"path.{attribute}", capability)
         return self._readings[capability]
 
 
@@ -236,7 +258,7 @@ class PathGroup:
     paths: tuple[Path, ...]
     seed: int
     _internals: Callable[[], Internals] | None = field(default=None, repr=False)
-    _granted: frozenset[Capability] = field(default=frozenset(), repr=False)
+    _granted: Granted = field(default_factory=lambda: granting(frozenset()), repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -245,12 +267,14 @@ class PathGroup:
     def internals(self) -> Internals:
         """The generating model's states at the checkpoint, in the order of `paths`."""
         if not self._granted & {Capability.KV_CACHE, Capability.HIDDEN_STATES}:
-            raise UndeclaredCapability(
-                "The method read group.internals without declaring it: add Capability.KV_CACHE "
-                "or Capability.HIDDEN_STATES to its 'requires'."
-            )
+            raise self._granted.refuse("group.internals", Capability.KV_CACHE)
         assert self._internals is not None, "pairing let a method pass without internals"
         return self._internals()
+
+    @property
+    def refused(self) -> set[str]:
+        """What a method tried to read without declaring it, one message each."""
+        return self._granted.refused
 
     def rng(self, path: Path | None = None) -> np.random.Generator:
         """A generator that depends on the seed, the problem and, if given, the path only."""
@@ -286,6 +310,7 @@ def view(
     is granted.
     """
     paths = []
+    grants = granting(granted)
     for trace in traces:
         ids = _frozen(trace.token_ids, prefix_length)
         assert ids is not None
@@ -305,7 +330,7 @@ def view(
             )
         if Capability.OUTCOME in granted:
             readings[Capability.OUTCOME] = trace.correct
-        paths.append(Path(trace.index, ids, text, whole and trace.stopped, readings, granted))
+        paths.append(Path(trace.index, ids, text, whole and trace.stopped, readings, grants))
     prompt = _frozen(prompt_ids, len(prompt_ids))
     assert prompt is not None
     return PathGroup(
@@ -316,5 +341,5 @@ def view(
         tuple(paths),
         seed,
         internals,
-        granted,
+        grants,
     )

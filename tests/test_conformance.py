@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prunebench import samples
-from prunebench.conformance import check_method, load_method_file
+from prunebench.conformance import check_method, check_method_file, load_method_file
 from prunebench.errors import ConfigError
 from prunebench.method import Capability, PathGroup, SignalGenerator, SignalType
 from prunebench.methods.entropy import Entropy
@@ -38,6 +38,7 @@ EXPECTED = {
     "past_checkpoint_declared": ("past_checkpoint", "looks past the checkpoint: it requires OUT"),
     "raises": ("raises", "ValueError: max() arg is an empty sequence on a group with an empty"),
     "scores_nothing": ("scores_nothing", "NaN for all of twelve varied paths"),
+    "swallows_refusal": ("undeclared_read", "read path.entropy without declaring it"),
     "type_mismatch": ("type_mismatch", "Type I reads no internals"),
     "type_mismatch_internal": ("type_mismatch", "Type III reads the generating model"),
     "undeclared_read": ("undeclared_read", "read path.entropy without declaring it: add Capabi"),
@@ -57,7 +58,7 @@ def _one_thread() -> None:
 
 
 def test_every_faulty_example_is_expected_to_fail() -> None:
-    assert {file.stem for file in BAD.glob("*.py")} == {*EXPECTED, "learnt"}
+    assert {file.stem for file in BAD.glob("*.py")} == {*EXPECTED, "hash_dependent", "learnt"}
 
 
 @pytest.mark.parametrize("stem", EXPECTED)
@@ -66,6 +67,12 @@ def test_a_faulty_method_is_told_its_one_fault(stem: str) -> None:
     check, words = EXPECTED[stem]
     assert [fault.check for fault in faults] == [check]
     assert words in faults[0].message
+
+
+def test_scores_that_differ_between_processes_are_a_fault() -> None:
+    (fault,) = check_method_file(BAD / "hash_dependent.py")
+    assert fault.check == "not_deterministic"
+    assert "another Python process" in fault.message
 
 
 def faults_of(cls: type[SignalGenerator], name: str = "mine") -> dict[str, str]:

@@ -30,7 +30,7 @@ class Likelihood(PathSignal):
         return float(path.logprobs.mean())
 
 
-@pytest.fixture()
+@pytest.fixture
 def backend():
     engine = FakeBackend()
     spec = ModelSpec(name="m", id="m", prompt="{question}", answer="line")
@@ -41,9 +41,7 @@ def backend():
 
 def test_the_kept_paths_are_those_with_the_highest_scores_and_end_as_they_would_have(backend):
     whole = {t.index: t for t in backend.open(PROBLEM, range(12)).finish()}
-    run = launch_check_resume(
-        backend, PROBLEM, Likelihood(), CHECKPOINT, n_paths=12, keep=3
-    )
+    run = launch_check_resume(backend, PROBLEM, Likelihood(), CHECKPOINT, n_paths=12, keep=3)
     order = np.argsort(-run.check.scores, kind="stable")[:3]
     assert set(np.flatnonzero(run.kept)) == set(order)
     assert [t.index for t in run.finished] == sorted(int(i) for i in order)

@@ -12,7 +12,7 @@ LEAVES_ONLY = {"torch", "transformers", "vllm", "openai", "peft"}
 LEVELS = [
     {"types", "errors"},
     {"method", "backend", "metrics", "stats", "select", "vote", "storage", "modes", "grading"},
-    {"registry", "compat", "datasets", "evaluate", "cells", "bankfile", "checkpoints"},
+    {"registry", "compat", "datasets", "labels", "evaluate", "cells", "bankfile", "checkpoints"},
     {"bank", "scores"},
     {"engine", "config", "loading", "samples", "declaration", "conformance", "cachereader"},
     {"lab", "report", "environment"},
@@ -68,6 +68,7 @@ def test_methods_import_the_contract_and_nothing_of_the_runner(path):
             assert module.split(".")[0] not in LEAVES_ONLY, module
         if module.startswith("prunebench."):
             allowed = {"method", "errors", "types", "metrics", "methods", "backend"}
+            allowed |= {"cachereader", "checkpoints"}
             assert module.split(".")[1] in allowed, module
 
 
@@ -81,7 +82,7 @@ def test_the_example_of_the_readme_keeps_the_contract(tmp_path):
 
     text = (ROOT / "README.md").read_text()
     code = text.split("`methods/my_method.py`:")[1].split("```python\n")[1].split("```")[0]
-    assert len(code.strip().splitlines()) <= 30
+    assert len(code.strip().splitlines()) <= 20
     file = tmp_path / "my_method.py"
     file.write_text(code)
     assert check_method(load_method_file(file), name="my_method") == []

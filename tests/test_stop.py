@@ -12,7 +12,7 @@ from prunebench.backends.transformers import TransformersBackend
 from prunebench.cachereader import PrefixStore
 from prunebench.errors import NotTrained
 from prunebench.method import Context, LabelledPrefix
-from prunebench.methods.stop import ADAPTER, Stop
+from prunebench.methods.stop import Stop
 from prunebench.tiny.tokenizer import build_tokenizer
 from prunebench.train import split
 from prunebench.types import Capability, Problem, TokenStats, Trace, view
@@ -151,8 +151,8 @@ def test_equals_one_pass_with_peft(backend, fitted):
     config = LoraConfig(
         r=method.rank, lora_alpha=method.alpha, target_modules="all-linear", lora_dropout=0.0
     )
-    peft_model = get_peft_model(plain, config, adapter_name=ADAPTER).eval()
-    set_peft_model_state_dict(peft_model, method.adapter_, adapter_name=ADAPTER)
+    peft_model = get_peft_model(plain, config, adapter_name="stop").eval()
+    set_peft_model_state_dict(peft_model, method.adapter_, adapter_name="stop")
     ids = torch.tensor([[*group.prompt_ids.tolist(), *prefix]])
     with torch.no_grad():
         with peft_model.disable_adapter():
@@ -169,7 +169,7 @@ def test_equals_one_pass_with_peft(backend, fitted):
 
 def test_adapter_changes_the_score(backend, fitted):
     _, internals = group_of(backend, [[5, 77, 130, 8, 9]])
-    with_adapter = internals.read(fitted[0].weights_["embeddings"], adapter=ADAPTER)
+    with_adapter = internals.read(fitted[0].weights_["embeddings"], adapter=fitted[0].name_)
     without = internals.read(fitted[0].weights_["embeddings"])
     assert not torch.allclose(with_adapter, without, atol=1e-3)
 

@@ -154,9 +154,7 @@ def test_training_rows_learn_no_wrong_line():
 
     tokenizer = build_tokenizer()
     encode = {chr(c): tokenizer(chr(c)).input_ids[0] for c in range(128)}
-    tokens, document, weight = train.draw_rows(
-        random.Random(0), encode, tokenizer.eos_token_id
-    )
+    tokens, document, weight = train.draw_rows(random.Random(0), encode, tokenizer.eos_token_id)
     assert tokens.shape == document.shape == weight.shape == (train.ROWS, train.ROW + 1)
     row = tokens[0][document[0] == 0].tolist()
     text = tokenizer.decode(row, skip_special_tokens=True)

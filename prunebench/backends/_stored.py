@@ -50,6 +50,9 @@ class StoredSession(Session):
     def traces(self) -> list[Trace]:
         return [self._cut(trace) for trace in self._live]
 
+    def outcomes(self) -> list[bool]:
+        return [trace.correct for trace in self._live]
+
     def _cut(self, trace: Trace) -> Trace:
         if trace.n_tokens <= self.position:
             return trace

@@ -137,6 +137,9 @@ class TransformersBackend(Backend):
             self._engine = self._load()
         return self._engine
 
+    def load(self) -> None:
+        assert self.engine is not None
+
     def _load(self) -> Engine:
         location = _hub.locate(self.spec)
         _hub.check_files(location)

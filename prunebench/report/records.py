@@ -40,7 +40,7 @@ SCHEMA_VERSION = "1"
 BOOTSTRAP_SEED = 20240516
 """Fixed, so that the same records always give the same table."""
 
-_TEXT = ("run_id", "bank", "model", "dataset", "method", "type", "mode", "aggregator")
+_TEXT = ("run_id", "bank", "model", "dataset", "method", "type", "mode", "setting", "aggregator")
 _COUNTS = ("n_paths", "keep", "prefix_length", "seed")
 _MEANS = (
     *("avg", "cons", "generator_tokens", "verifier_tokens", "full_tokens", "auroc"),
@@ -275,6 +275,14 @@ def _line(
 def _position(cell: Cell) -> tuple[Any, ...]:
     """Sort key; Python's sort is stable, which leaves methods in order of appearance."""
     role = {NONE: 0, RANDOM: 1, ORACLE: 3}.get(cell.method, 2)
-    setting = (cell.model, cell.dataset, cell.mode, cell.bank, cell.aggregator, cell.seed)
+    setting = (
+        cell.model,
+        cell.dataset,
+        cell.mode,
+        cell.bank,
+        cell.setting,
+        cell.aggregator,
+        cell.seed,
+    )
     budget = (cell.prefix_length, cell.n_paths, role > 0, cell.keep)
     return (*setting, *budget, role)

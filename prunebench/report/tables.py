@@ -268,6 +268,7 @@ def _title(cell: Cell, *, keep: bool) -> str:
     budget = f"keep {cell.keep} of {cell.n_paths}, " if keep else ""
     extra = "" if cell.seed == 0 else f", seed {cell.seed}"
     extra += "" if cell.aggregator == "majority" else f", {cell.aggregator}"
+    extra += f", {cell.setting}" if cell.setting else ""
     where = f"{cell.model} on {cell.dataset} ({cell.mode})"
     return f"{where}: {budget}checkpoint {cell.prefix_length} tokens{extra}"
 

@@ -18,6 +18,7 @@ import random
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,7 @@ WARMUP, DECAY = 100, 0.3  # steps; share of the steps at the end with a falling 
 def new_model(seed: int) -> Qwen2ForCausalLM:
     """The untrained model: 6 layers, 128 wide, 4 heads of 32 with keys and values of their own."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -49,7 +50,7 @@ def new_model(seed: int) -> Qwen2ForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -96,7 +97,8 @@ def draw_rows(rng: random.Random, encode: dict[str, int], end: int) -> tuple[Ten
 
 def make_loss(model: Qwen2ForCausalLM):
     """The training loss as one function of (tokens, document, weight), for torch.compile."""
-    config, body, low = model.config, model.model, torch.bfloat16
+    config, low = model.config, torch.bfloat16
+    body: Any = model.model
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     cos, sin = (
         table.to(low)[:, None] for table in body.rotary_emb(torch.zeros(1), torch.arange(ROW)[None])
@@ -111,7 +113,7 @@ def make_loss(model: Qwen2ForCausalLM):
         variance = x.pow(2).mean(-1, keepdim=True)
         return (x * torch.rsqrt(variance + config.rms_norm_eps) * scale).to(low)
 
-    def linear(x: Tensor, layer: torch.nn.Module) -> Tensor:
+    def linear(x: Tensor, layer: Any) -> Tensor:
         bias = None if layer.bias is None else layer.bias.to(low)
         return F.linear(x, layer.weight.to(low), bias)
 
@@ -119,7 +121,7 @@ def make_loss(model: Qwen2ForCausalLM):
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat((-second, first), -1) * sin
 
-    def attend(x: Tensor, attention: torch.nn.Module, bias: Tensor) -> Tensor:
+    def attend(x: Tensor, attention: Any, bias: Tensor) -> Tensor:
         query, key, value = (
             linear(x, projection).view(ROWS, ROW, heads, size).transpose(1, 2)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -175,11 +177,13 @@ def train(worker: int, port: int, args: argparse.Namespace) -> None:
     dist.init_process_group("gloo", rank=worker, world_size=args.workers)
     tokenizer = build_tokenizer()
     encode = {chr(c): tokenizer(chr(c)).input_ids[0] for c in range(128)}
+    end = tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token))
+    assert isinstance(end, int)
     model = new_model(args.seed)
     optimizers = make_optimizers(model, args.rate)
     done, seconds, checkpoint = 0, 0.0, args.out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -191,9 +195,9 @@ def train(worker: int, port: int, args: argparse.Namespace) -> None:
         bar = progress.add_task("training tiny", total=args.steps, completed=done)
         for step in range(done, args.steps):
             rng = random.Random(f"{args.seed}-{step}-{worker}")
-            total, last = loss_of(*draw_rows(rng, encode, tokenizer.eos_token_id))
+            total, last = loss_of(*draw_rows(rng, encode, end))
             total.backward()
-            flat = torch.cat([p.grad.flatten() for p in parameters])
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
             dist.all_reduce(flat)
             flat /= args.workers
             flat *= min(1.0, 1.0 / (float(flat.norm()) + 1e-6))
