@@ -78,7 +78,7 @@ class Stop(SignalGenerator, Trainable):
     warmup: int = 50
     batch_size: int = 128
     epochs: float = 2.0
-    eval_every: int = 100
+    eval_every: int = 150
     cache_gb: float = 8.0
     centred: bool = True
 

@@ -77,11 +77,11 @@ class TrainOptions:
     output: str = "results/trained"
     label_dir: str = "results/labels"
     seed: int = 1
-    n_problems: int = 6000
-    prefixes_per_problem: int = 8
+    n_problems: int = 12288
+    prefixes_per_problem: int = 2
     prefix_lengths: list[int] = field(default_factory=list)
     n_continuations: int = 4
-    valid_share: float = 0.1
+    valid_share: float = 0.08
 
 
 @dataclass(kw_only=True)

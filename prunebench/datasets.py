@@ -95,7 +95,7 @@ class Arithmetic(Dataset):
         "\\boxed{}."
     )
     seed: int = 0
-    size: int = 32
+    size: int = 24
     hard: bool = False
 
     def load_all(self) -> list[Problem]:

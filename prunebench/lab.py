@@ -27,7 +27,7 @@ from prunebench.method import Context, SignalGenerator, Trainable
 from prunebench.modes import Mode
 from prunebench.types import CONTROLS_ONLY, Capability, Problem, SignalType, Trace
 
-ROWS_PER_GROUP = 512
+ROWS_PER_GROUP = 256
 """Paths decoded together when `bank.group` is 0."""
 
 

@@ -343,12 +343,13 @@ def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None
 
 
 def _cell(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
-    n_problems = "all" if run.dataset.limit is None else f"first {run.dataset.limit}"
-    setting = f"{n_problems} problems, pool of {run.pool}"
+    parts = []  # what differs from the default
+    if run.dataset.limit is not None:
+        parts.append(f"first {run.dataset.limit} problems")
     if run.pool > run.n_paths:
-        setting += f", {run.evaluation.n_subsets} subsets"
+        parts.append(f"{run.evaluation.n_subsets} subsets of {run.pool}")
     if run.finished is Finished.keep_free:
-        setting += ", finished paths kept free"
+        parts.append("finished paths kept free")
     return Cell(
         run_id=run_id,
         bank=bank,
@@ -360,7 +361,7 @@ def _cell(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
         n_paths=run.n_paths,
         keep=run.keep,
         prefix_length=run.prefix_length,
-        setting=setting,
+        setting=", ".join(parts),
         aggregator=run.aggregator,
         seed=run.seed,
     )

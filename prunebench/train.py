@@ -21,9 +21,8 @@ from prunebench.lab import on_gpu
 from prunebench.method import Context, LabelledPrefix, Trainable
 from prunebench.types import Capability, Problem
 
-
 MOST = 4
-"""Examples of one problem and prefix length that are trained on."""
+"""Prefixes of one problem and length to learn from: more problems teach more than more paths."""
 
 
 def train(run: RunConfig, console: Console) -> Path:
@@ -74,7 +73,7 @@ def train(run: RunConfig, console: Console) -> Path:
             workers=1 if on_gpu(backend) else run.n_workers,
             progress=lambda n: progress.advance(bar, n),
         )
-    found = few(mixed(labels.read(folder, problems, plan)))
+    found = mixed(labels.read(folder, problems, plan))
     train_set, valid_set = split(found, options.valid_share, options.seed)
     if not train_set or not valid_set:
         raise ConfigError(
@@ -128,13 +127,21 @@ def training_problems(run: RunConfig, console: Console) -> list[Problem]:
 
 
 def mixed(examples: Sequence[LabelledPrefix]) -> list[LabelledPrefix]:
-    """The examples of problems that have both right and wrong continuations."""
+    """The examples of problems that have both right and wrong continuations, at most `MOST` of a
+    problem and length."""
     right: dict[str, float] = {}
     total: dict[str, int] = {}
     for e in examples:
         right[e.problem_id] = right.get(e.problem_id, 0.0) + e.label
         total[e.problem_id] = total.get(e.problem_id, 0) + 1
-    return [e for e in examples if 0.0 < right[e.problem_id] < total[e.problem_id]]
+    taken: dict[tuple[str, int], int] = {}
+    kept = []
+    for e in examples:
+        group = (e.problem_id, len(e.prefix_ids))
+        if 0.0 < right[e.problem_id] < total[e.problem_id] and taken.get(group, 0) < MOST:
+            taken[group] = taken.get(group, 0) + 1
+            kept.append(e)
+    return kept
 
 
 def split(
@@ -148,12 +155,3 @@ def split(
 
     train_set = [e for e in examples if not held_out(e.problem_id)]
     return train_set, [e for e in examples if held_out(e.problem_id)]
-
-
-def few(examples: Sequence[LabelledPrefix]) -> list[LabelledPrefix]:
-    """At most `MOST` examples of each problem and prefix length, spread evenly: near the end of
-    a tree there are many paths that differ little, and the memory is better spent on problems."""
-    groups: dict[tuple[str, int], list[LabelledPrefix]] = {}
-    for e in examples:
-        groups.setdefault((e.problem_id, len(e.prefix_ids)), []).append(e)
-    return [e for group in groups.values() for e in group[:: -(-len(group) // MOST)]]

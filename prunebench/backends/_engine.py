@@ -97,7 +97,7 @@ class Engine:
     @torch.inference_mode()
     def prefill(self, prompt_ids: np.ndarray) -> tuple[GrowingCache, torch.Tensor]:
         """Cache of one row that holds the prompt, and the logits `(1, vocab)` after it."""
-        ids = torch.as_tensor(prompt_ids, dtype=torch.long, device=self.device)[None]
+        ids = torch.tensor(prompt_ids.tolist(), device=self.device)[None]
         cache = GrowingCache()
         return cache, self.logits(ids, cache, torch.arange(ids.shape[1], device=self.device)[None])
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from prunebench.backends._engine import Engine
 
-SELECTABLE = True
 
 END = 256
 VOCAB = 257

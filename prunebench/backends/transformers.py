@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # what a loaded model is made of needs torch
     from prunebench.backends._engine import Engine
     from prunebench.backends._session import Reader
 
-SELECTABLE = True
+SMALL = 512
+"""Width of models up to which one thread is fastest: sharing out such small products costs more
+than it gains, many times more when another process uses the cores."""
 
 
 class Dtype(StrEnum):
@@ -50,7 +52,7 @@ class TransformersBackend(Backend):
         rounding depends on the batch and can now and then change a token.
     attn_implementation : as in transformers: `sdpa`, `eager`, `flash_attention_2`.
     batch_rows : most paths that are decoded together. More are faster until memory runs out.
-    threads : CPU threads of torch; None leaves torch's own choice.
+    threads : CPU threads of torch; None is one for small models, else torch's own choice.
     """
 
     device: str = "auto"
@@ -171,6 +173,8 @@ class TransformersBackend(Backend):
         except Exception as error:  # libraries raise many kinds for a broken or unsuitable model
             raise self._load_error(location, error) from error
         model, report = loaded
+        if self.threads is None and device == "cpu" and model.config.hidden_size <= SMALL:
+            torch.set_num_threads(1)
         if report["missing_keys"] or report.get("mismatched_keys"):
             name = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))[0]
             raise location.damaged(

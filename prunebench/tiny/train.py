@@ -248,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate at its height")
     parser.add_argument("--workers", type=int, default=2, help="one-thread processes")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
