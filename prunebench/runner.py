@@ -123,7 +123,9 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         ]
     return Execution(
         rows=rows,
-        seconds={k: v - before.get(k, 0.0) for k, v in lab.seconds.items()},
+        seconds={
+            k: v - before.get(k, 0.0) for k, v in lab.seconds.items() if v > before.get(k, 0.0)
+        },
         notes=list(bank.warnings),
         bank=bank.folder,
     )
@@ -287,7 +289,9 @@ def _online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         ]
     return Execution(
         rows=rows,
-        seconds={k: v - before.get(k, 0.0) for k, v in lab.seconds.items()},
+        seconds={
+            k: v - before.get(k, 0.0) for k, v in lab.seconds.items() if v > before.get(k, 0.0)
+        },
         notes=notes,
         bank=bank.folder if stored else None,
     )
