@@ -61,8 +61,6 @@ class Stop(SignalGenerator, Trainable):
         what does not fit is encoded anew in each step.
     centred : learn the difference to the problem's mean label (its logit is added in the loss),
         which is all that ranking paths of one problem needs, instead of the probability itself.
-    confidence_weight : weight of a second loss, in training only: the same state must also tell how
-        sure the model was of the prefix (mean log-probability, top log-probabilities, entropy).
     """
 
     type = SignalType.IV
@@ -75,15 +73,14 @@ class Stop(SignalGenerator, Trainable):
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.1
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
     batch_size: int = 128
-    epochs: float = 1.7
+    epochs: float = 2.0
     eval_every: int = 150
     cache_gb: float = 8.0
     centred: bool = True
-    confidence_weight: float = 0.3
 
     def __post_init__(self) -> None:
         self.name_ = ""  # of the adapter in the engine, which may hold those of other checkpoints
@@ -99,8 +96,8 @@ class Stop(SignalGenerator, Trainable):
         self.check_fitted()
         states = group.internals.read(self.weights_["embeddings"], adapter=self.name_)
         logits = states[:, -1] @ self.weights_["head.weight"] + self.weights_["head.bias"]
-        # Equal prefixes must tie, whatever the last bits of their batch: four decimals are ten
-        # times coarser than float32 rounding across batch shapes.
+        # Equal prefixes must tie, whatever the last bits of their batch: four decimals are coarser
+        # than float32 rounding across batch shapes.
         return np.round(logits.double().numpy(), 4)
 
     def fit(

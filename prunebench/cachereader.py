@@ -28,10 +28,6 @@ from transformers import DynamicCache
 from prunebench.method import LabelledPrefix
 from prunebench.metrics import auroc
 
-N_CONFIDENCE = 4
-"""Numbers that say how sure the model was of a prefix, see `PrefixStore.confidence`."""
-WINDOW, TOP = 24, 20
-"""Tokens in a window, and candidates of a token, for these numbers."""
 SMOOTHING = 0.98
 """Weight of the past in the training loss that is shown."""
 
@@ -52,7 +48,6 @@ class Recipe:
     eval_every: int
     cache_gb: float
     centred: bool
-    confidence_weight: float
 
     def lora(self) -> LoraConfig:
         """The adapter: all linear layers."""
@@ -157,14 +152,10 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step, n_steps)
             model.train()
-            states = reader(*train.batch(batch))
-            logits = reader.logits(states)
+            logits = reader(*train.batch(batch))
             loss = F.binary_cross_entropy_with_logits(
                 logits + train.offsets[batch], train.labels[batch]
             )
-            if recipe.confidence_weight:
-                error = F.mse_loss(reader.confidence(states), train.confidence(batch))
-                loss = loss + recipe.confidence_weight * error
             loss.backward()
             torch.nn.utils.clip_grad_norm_([*adapter, *reader.parameters()], 1.0)
             optimizer.step()
@@ -228,10 +219,7 @@ def _fingerprint(recipe: Recipe, train: PrefixStore, valid: PrefixStore) -> str:
 
 
 class Reader(torch.nn.Module):
-    """The learned embeddings and the linear head, around a frozen model with an adapter.
-
-    `confidence` is a second head that is there in training only, see `PrefixStore.confidence`.
-    """
+    """The learned embeddings and the linear head, around a frozen model with an adapter."""
 
     def __init__(self, model: Any, n_tokens: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -239,12 +227,10 @@ class Reader(torch.nn.Module):
         noise = torch.randn(n_tokens, table.shape[1], generator=generator).to(table.device)
         self.embeddings = torch.nn.Parameter(table.float().mean(0) + noise * table.float().std())
         self.head = torch.nn.Linear(table.shape[1], 1).to(table.device)
-        self.confidence = torch.nn.Linear(table.shape[1], N_CONFIDENCE).to(table.device)
         self._model = [model]  # in a list, so that it is no submodule
 
     def forward(self, cache: DynamicCache, mask: Tensor, lengths: Tensor) -> Tensor:
-        """Last states `(rows, hidden)` of the last token, after caches of `lengths` tokens, of
-        which `mask` hides the padding."""
+        """Logits `(rows,)` for caches of `lengths` tokens, of which `mask` hides the padding."""
         model = self._model[0]
         rows, m = len(lengths), len(self.embeddings)
         output = model.base_model(
@@ -254,11 +240,7 @@ class Reader(torch.nn.Module):
             position_ids=lengths[:, None] + torch.arange(m, device=lengths.device),
             use_cache=True,
         )
-        return output.last_hidden_state[:, -1].float()
-
-    def logits(self, states: Tensor) -> Tensor:
-        """The score `(rows,)` of last states."""
-        return self.head(states)[:, 0]
+        return self.head(output.last_hidden_state[:, -1].float())[:, 0]
 
     def weights(self) -> dict[str, Tensor]:
         """What scoring needs, by name, on the CPU."""
@@ -296,8 +278,6 @@ class PrefixStore:
                 self.rows.append(tokens[i])
                 last = content
             self.row_of[i] = len(self.rows) - 1
-        self.starts = [len(e.prompt_ids) for e in examples]
-        self.sureness: dict[int, Tensor] = {}
         self.n_bytes = 0
         self.kept: dict[int, Tensor] = {}
         with Progress() as progress:
@@ -331,16 +311,13 @@ class PrefixStore:
         self.model.eval()
         cache = DynamicCache(config=self.model.config)
         with adapter_off(self.model):
-            output = self.model.base_model(
+            self.model.base_model(
                 input_ids=ids.to(self.device), past_key_values=cache, use_cache=True
             )
         layers: list[Any] = list(cache.layers)
         pairs = [torch.stack([layer.keys, layer.values]) for layer in layers]
         states = torch.stack(pairs)
         for i, row in enumerate(rows):
-            n = len(self.rows[row])
-            logits = self.model.get_output_embeddings()(output.last_hidden_state[i, : n - 1])
-            self.sureness[row] = _sureness(logits.float(), ids[i, 1:n].to(self.device))
             yield states[:, :, i, :, : len(self.rows[row])].clone()
 
     def batch(self, chosen: list[int]) -> tuple[DynamicCache, Tensor, Tensor]:
@@ -367,30 +344,6 @@ class PrefixStore:
         return cache, mask, torch.tensor(lengths, device=self.device)
 
 
-    def confidence(self, chosen: list[int]) -> Tensor:
-        """How sure the model was of the generated tokens of these examples, which `batch` has
-        been asked for: `(rows, 4)` mean log-probability, mean and highest window mean of the
-        top log-probabilities, mean entropy; each standardised over the batch."""
-        found = []
-        for i in chosen:
-            tokens = self.sureness[self.row_of[i]][:, self.starts[i] - 1 : self.lengths[i] - 1]
-            chosen_logprob, top, entropy = tokens
-            windows = top.unfold(0, min(WINDOW, len(top)), 1).mean(-1)
-            found.append(
-                torch.stack([chosen_logprob.mean(), top.mean(), windows.max(), entropy.mean()])
-            )
-        values = torch.stack(found)
-        return (values - values.mean(0)) / (values.std(0) + 1e-6)
-
-
-def _sureness(logits: Tensor, tokens: Tensor) -> Tensor:
-    """`(3, n)` log-probability of each token, mean of its top candidates', entropy."""
-    logprobs = logits.log_softmax(-1)
-    taken = logprobs.gather(-1, tokens[:, None])[:, 0]
-    top = logprobs.topk(min(TOP, logprobs.shape[-1]), -1).values.mean(-1)
-    return torch.stack([taken, top, -(logprobs.exp() * logprobs).sum(-1)])
-
-
 @torch.no_grad()
 def predict(model: Any, reader: Reader, store: PrefixStore, batch_size: int = 256) -> np.ndarray:
     """Logits `(n_examples,)` of all examples of a store."""
@@ -399,7 +352,7 @@ def predict(model: Any, reader: Reader, store: PrefixStore, batch_size: int = 25
     scores = np.empty(len(order))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        scores[chosen] = reader.logits(reader(*store.batch(chosen))).cpu().numpy()
+        scores[chosen] = reader(*store.batch(chosen)).cpu().numpy()
     return scores
 
 

@@ -161,6 +161,7 @@ class Lab:
         for helper in helpers:
             helper.start()
         try:
+            backend.load()  # decides on the number of threads, which is restored afterwards
             with _single_threaded(bool(helpers)):
                 report = fill(bank, backend, problems, run.pool, group=group, progress=progress)
         finally:
