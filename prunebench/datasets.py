@@ -7,6 +7,7 @@ so that the same problem is the same file in every trace bank.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from abc import ABC, abstractmethod
@@ -182,7 +183,7 @@ class Hub(Dataset):
 
     def load_all(self) -> list[Problem]:
         try:
-            import datasets
+            datasets = importlib.import_module("datasets")  # the library, not this module
         except ImportError as error:
             raise ConfigError(
                 "Datasets of the hub need the package 'datasets': "
