@@ -1,5 +1,10 @@
 """The contract of an engine: it launches paths, pauses them, drops some and finishes the rest.
 
+Two kinds of methods here are not abstract, on purpose. Those that do nothing are hooks that an
+engine may leave out. Those that raise `NotImplementedError` belong to a capability: an engine
+whose `provides` names it must write them, and the pairing refuses, before anything loads, a method
+that needs what `provides` does not name; so the error means that an engine claims too much.
+
 A `Backend` is a dataclass whose fields are its Hydra options; what it provides is known from
 them before anything loads. A `Session` holds the live paths of one problem. `Internals` gives
 methods the model's own states at the checkpoint and counts every token they forward.
@@ -121,7 +126,8 @@ class Session(ABC):
         for paths that have ended."""
 
     def outcomes(self) -> list[bool]:
-        """Whether each live path will end right: known only where paths are already complete."""
+        """Whether each live path will end right: known only where paths are already complete
+        (capability OUTCOME, which the pairing grants in replay only)."""
         raise NotImplementedError(f"{type(self).__name__} does not know how its paths end.")
 
     @abstractmethod
@@ -188,11 +194,13 @@ class Backend(ABC):
                 session.close()
 
     def encode(self, prompt_ids: np.ndarray, prefixes: Sequence[np.ndarray]) -> Internals:
-        """States of given prefixes, by running them through the model (replay, training)."""
+        """States of given prefixes, by running them through the model: what replay reads instead
+        of a live cache (capabilities KV_CACHE and HIDDEN_STATES)."""
         raise NotImplementedError(f"{type(self).__name__} cannot encode given prefixes.")
 
     def load_adapter(self, name: str, folder: FilePath) -> None:
-        """Make the PEFT adapter in `folder` usable by `Internals.read(adapter=name)`."""
+        """Make the PEFT adapter in `folder` usable by `Internals.read(adapter=name)` (capability
+        KV_CACHE)."""
         raise NotImplementedError(f"{type(self).__name__} cannot load adapters.")
 
     def model(self) -> torch.nn.Module:

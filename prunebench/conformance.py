@@ -150,7 +150,7 @@ class _Examination:
         """A fresh method that can score, or None after a report."""
         try:
             if issubclass(self.cls, Trainable):
-                return self.cls().load(self.folder, self.context())  # type: ignore[return-value]
+                return self.cls().load(self.folder, self.context())  # type: ignore[return-value]  # both
             method = self.cls()
             if self.cls.setup is not SignalGenerator.setup:
                 method.setup(self.context())

@@ -299,11 +299,11 @@ def _fill_beside(
     n_paths: int,
     group: int,
 ) -> None:
-    """A helper process: fills the same bank from its end, so that the two meet once."""
+    """A helper process: fills the same bank; claims keep it off what the others are at."""
     import os
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    own = replace(backend)  # type: ignore[type-var]  every backend is a dataclass
+    own = replace(backend)  # type: ignore[type-var]  # every backend is a dataclass
     own.bind(spec, seed)
     parent = multiprocessing.parent_process()
 

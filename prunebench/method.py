@@ -56,6 +56,8 @@ class Context:
 class SignalGenerator(ABC):
     """Scores the live paths of one problem at a checkpoint.
 
+    `setup` and `close` are hooks that most methods leave out: they do nothing unless written.
+
     Class attributes
     ----------------
     type : place in the taxonomy.

@@ -107,7 +107,7 @@ def backends() -> dict[str, type[Backend]]:
             continue
         cls = the_class(importlib.import_module(f"{package.__name__}.{info.name}"), Backend)
         # replay takes a bank, which no option can name: the core alone makes it
-        if all(has_default(f) for f in dataclasses.fields(cls)):  # type: ignore[arg-type]
+        if all(has_default(f) for f in dataclasses.fields(cls)):  # type: ignore[arg-type]  # a dataclass
             found[info.name] = cls
     return found
 
