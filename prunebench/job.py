@@ -20,6 +20,7 @@ from rich.console import Console
 from prunebench import compose, config, runner
 from prunebench.errors import ConfigError, PrunebenchError
 from prunebench.evaluate import Status
+from prunebench.execution import Execution, failed_execution, write_run
 from prunebench.lab import Lab
 from prunebench.report import records, tables
 
@@ -87,8 +88,8 @@ def task(cfg: DictConfig) -> None:
     _RESULT.n_failed += 1
     console.print(f"[{settings.job.num}] failed: {reason}", markup=False)
     if run is not None:
-        failed = runner.failed_execution(run, run_id, label, reason)
-        runner.write_run(failed, run, folder, run_id)
+        failed = failed_execution(run, run_id, label, reason)
+        write_run(failed, run, folder, run_id)
 
 
 def _label(settings: Any) -> str:
@@ -108,7 +109,7 @@ def _objects(cfg: DictConfig) -> config.RunConfig:
 
 
 def _report(
-    execution: runner.Execution,
+    execution: Execution,
     run: config.RunConfig,
     folder: Path,
     run_id: str,
@@ -117,7 +118,7 @@ def _report(
     sweep: bool,
     settings: Any,
 ) -> None:
-    table = runner.write_run(execution, run, folder, run_id)
+    table = write_run(execution, run, folder, run_id)
     with records.replacing(folder / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.create(config.plain(run)), temporary)
     rows = records.analyse(table)

@@ -71,6 +71,11 @@ class Lab:
         """A context manager that adds its wall time to `seconds[phase]`."""
         return _Clock(self.seconds, phase)
 
+    def spent_since(self, before: dict[str, float]) -> dict[str, float]:
+        """Seconds by phase since `seconds` was `before`, without phases that did nothing."""
+        spent = {phase: total - before.get(phase, 0.0) for phase, total in self.seconds.items()}
+        return {phase: seconds for phase, seconds in spent.items() if seconds > 0}
+
     def backend(self, run: RunConfig) -> Backend:
         """The engine of a run, bound to its model; loads nothing by itself."""
         spec = run.spec()

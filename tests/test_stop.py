@@ -9,10 +9,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from prunebench import cachereader, labels
 from prunebench.backend import ModelSpec, Sampling
 from prunebench.backends.transformers import TransformersBackend
-from prunebench.cachereader import PrefixStore
 from prunebench.errors import NotTrained
 from prunebench.method import Context, LabelledPrefix
 from prunebench.methods.stop import Stop
+from prunebench.prefixstore import PrefixStore
 from prunebench.tiny.tokenizer import build_tokenizer
 from prunebench.train import split
 from prunebench.types import Capability, Problem, TokenStats, Trace, view

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from prunebench.cachereader import problem_logits
 from prunebench.labels import Plan
 from prunebench.method import LabelledPrefix
+from prunebench.prefixstore import problem_logits
 from prunebench.train import mixed, split
 
 

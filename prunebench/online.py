@@ -1,0 +1,140 @@
+"""Launch-Check-Resume on the live engine, problem after problem, in real seconds.
+
+What only complete pruned paths can tell comes from the trace bank, if there is one, or is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+
+from prunebench.cells import REFERENCES
+from prunebench.config import RunConfig
+from prunebench.engine import Checkpoint, ProblemRun, launch_check_resume
+from prunebench.errors import PrunebenchError
+from prunebench.evaluate import (
+    ProblemResult,
+    Status,
+    evaluate_problem,
+    failed_problem,
+    pool_of,
+    voted_answer,
+)
+from prunebench.execution import Execution, cell_of, plan, progress, references
+from prunebench.lab import Lab, Stored
+from prunebench.metrics import accuracy_of_kept, generator_tokens
+from prunebench.report import records
+from prunebench.vote import credit, vote
+
+
+def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str) -> Execution:
+    """Launch-Check-Resume on the live engine, with the bank's paths, if any, as reference."""
+    before = dict(lab.seconds)
+    backend = lab.backend(run)
+    with lab.clock("load"):
+        backend.load()
+        method = lab.ready(lab.prepared(run), run)
+    checkpoint = Checkpoint(
+        prefix_length=run.prefix_length, seed=run.seed, check_steps=run.dataset.check_steps
+    )
+    bank = lab.bank(run)
+    cell = cell_of(run, run_id, label, bank.hash)
+    stored = lab.stored(run) if run.pool == run.n_paths else {}
+    problems = run.dataset.problems()
+    rows, same = [], []
+    with progress(console, f"online with {label}", len(problems)) as advance:
+        for problem in problems:
+            reference = stored.get(problem.id)
+            try:
+                outcome = launch_check_resume(
+                    backend,
+                    problem,
+                    method,
+                    checkpoint,
+                    n_paths=run.n_paths,
+                    keep=run.keep,
+                    policy=run.finished,
+                )
+                result = _online_result(run, outcome, reference)
+            except PrunebenchError:
+                raise
+            except Exception as error:
+                result = failed_problem(problem.id, f"{type(error).__name__}: {error}")
+            else:
+                for phase, seconds in outcome.seconds.items():
+                    lab.seconds[phase] = lab.seconds.get(phase, 0.0) + seconds
+                if reference is not None:
+                    same.append(_same_paths(outcome, reference))
+            if not (stored and cell.method in REFERENCES):  # the exact row says it better
+                rows.append(records.record(cell, result))
+            advance(1)
+    notes = []
+    if stored:
+        rows += references(run, cell, stored, plan(run, stored.values(), joint=False))
+        notes.append(
+            f"{sum(same)} of {len(same)} problems: every kept path has the tokens that the "
+            f"trace bank has for it"
+        )
+    else:
+        reason = "no complete trace bank for this configuration: run it with mode=replay first"
+        rows += [
+            records.failed_record(cell.reference(name), Status.SKIPPED, reason)
+            for name in REFERENCES
+        ]
+    return Execution(
+        rows=rows,
+        seconds=lab.spent_since(before),
+        notes=notes,
+        bank=bank.folder if stored else None,
+    )
+
+
+def _same_paths(outcome: ProblemRun, reference: Stored) -> bool:
+    known = {trace.index: trace for trace in reference.traces}
+    return all(np.array_equal(t.token_ids, known[t.index].token_ids) for t in outcome.finished)
+
+
+def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None) -> ProblemResult:
+    """What happened to one problem online. What only complete pruned paths can tell (tokens
+    without pruning, right paths killed, AUROC) comes from the bank, or is missing."""
+    scores = outcome.check.scores[None]
+    if np.isnan(scores).all():
+        return failed_problem(outcome.problem.id, outcome.check.reason or "no path could be scored")
+    if reference is not None:
+        result = evaluate_problem(
+            reference.pool,
+            np.arange(run.n_paths)[None],
+            scores,
+            keep=run.keep,
+            prefix_length=run.prefix_length,
+            policy=run.finished,
+            aggregator=run.aggregator,
+        )
+    else:
+        unknown = np.array([np.nan])
+        result = replace(
+            failed_problem(outcome.problem.id, ""),
+            status=Status.OK,
+            full_tokens=unknown,
+            killed_correct=unknown,
+            n_correct=unknown,
+            auroc=unknown,
+        )
+    # The paths as they really went; pruned ones end at the checkpoint, without an answer.
+    final = {trace.index: trace for trace in outcome.finished}
+    pool = pool_of(outcome.problem.id, [final.get(t.index, t) for t in outcome.launched])
+    kept = outcome.kept[None]
+    win = vote(run.aggregator, pool.codes[None], kept, scores)
+    return replace(
+        result,
+        avg=accuracy_of_kept(pool.correct[None], kept),
+        cons=credit(win, pool.right_codes),
+        generator_tokens=generator_tokens(pool.lengths[None], kept, run.prefix_length),
+        verifier_tokens=np.array([float(outcome.check.verifier_tokens)]),
+        kept=[int(i) for i in pool.indices[outcome.kept]],
+        answer=voted_answer(pool, np.flatnonzero(outcome.kept), win[0]),
+        n_nan=int(np.isnan(scores).sum()),
+        score_seconds=outcome.check.seconds,
+    )
