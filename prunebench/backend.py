@@ -75,14 +75,32 @@ class ModelSpec:
     sampling: Sampling = field(default_factory=Sampling)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A short continuation after a forced text.
+
+    Attributes
+    ----------
+    token_ids : `(n,)` int32, the end-of-text token included when it was reached.
+    logprobs : `(n,)` float32, log-probability of each token, nats, before temperature.
+    entropy : `(n,)` float32, of the distributions they came from, nats.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    entropy: np.ndarray
+
+
 class Internals(ABC):
     """The generating model's states for the live prefixes of one problem, in path order.
 
     `forwarded_tokens` counts every token that was run through the model on behalf of a method;
-    the engine books it as verifier tokens.
+    the engine books it as verifier tokens. `sampled_tokens` counts what the model sampled for
+    probes; the engine books it as generator tokens.
     """
 
     forwarded_tokens: int = 0
+    sampled_tokens: int = 0
 
     @abstractmethod
     def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
@@ -104,6 +122,51 @@ class Internals(ABC):
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
         """States of the prefix tokens: `(n_paths, len(layers), prefix_length, hidden)`, float32,
         CPU, right-padded with NaN. Layer k is what transformers calls `hidden_states[k]`."""
+
+    def iter_hidden_states(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The same path by path, in order, as `(len(layers), n_tokens, hidden)`: a few paths are
+        in memory at a time, and nothing is padded."""
+        raise NotImplementedError(f"{type(self).__name__} does not give hidden states one by one.")
+
+    def unembed(self, states: torch.Tensor, *, normed: bool) -> torch.Tensor:
+        """What the output head reads from states: log-probabilities `(..., vocab)`, float32, CPU.
+
+        Parameters
+        ----------
+        states : `(..., hidden)`, as from `hidden_states` or `read`.
+        normed : False applies the model's final norm first, as states of intermediate layers need
+            (the logit lens); the last layer's states have been through it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not give its output head.")
+
+    def probe(
+        self,
+        suffixes: Sequence[np.ndarray | None],
+        max_new_tokens: int,
+        *,
+        n_samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[Probe]]:
+        """Force a text after every prefix and let the model go on from there.
+
+        Parameters
+        ----------
+        suffixes : one array of token ids per path, never empty; None skips the path.
+        n_samples : continuations per path.
+        temperature : 0 is greedy.
+        seed : of the sampling noise, which belongs to the path and the sample, not to the batch.
+
+        Returns
+        -------
+        probes : `n_samples` per path (none for a skipped path). The caches stay as they are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot probe its prefixes.")
+
+    def next_logprobs(self, suffixes: Sequence[np.ndarray | None]) -> torch.Tensor:
+        """Log-probabilities of the next token after a forced text: `(n_paths, vocab)`, float32,
+        CPU, NaN for skipped paths. See `probe`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot probe its prefixes.")
 
     @abstractmethod
     def subset(self, order: Sequence[int]) -> Internals:
@@ -178,6 +241,17 @@ class Backend(ABC):
     @abstractmethod
     def decode(self, token_ids: np.ndarray) -> str:
         """Text of generated tokens, special tokens left out."""
+
+    def tokenize(self, text: str) -> np.ndarray:
+        """`(n,)` int32 token ids of a text, without special tokens of its own (capability
+        PROBE)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot tokenize.")
+
+    @property
+    def start_token(self) -> int:
+        """The token a text begins with when nothing is said: the tokenizer's BOS, or, for models
+        without one, the end-of-text token (capability HIDDEN_STATES)."""
+        raise NotImplementedError(f"{type(self).__name__} names no start token.")
 
     def generate(
         self, problems: Sequence[Problem], indices: Sequence[int]

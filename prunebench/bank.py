@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 
 from prunebench.backend import Backend, Sampling
-from prunebench.bankfile import StatsDtype, check_manifest, decode, encode, encode_manifest
+from prunebench.bankfile import FORMAT, StatsDtype, check_manifest, decode, encode, encode_manifest
 from prunebench.errors import BankMismatch, ConfigError, ContractViolation, DamagedFile
 from prunebench.storage import (
     DISK_FULL,
@@ -80,6 +80,7 @@ def bank_key(
             "dataset": dataset,
             "seed": seed,
             "stats_dtype": stats_dtype,
+            "format": FORMAT,  # banks of different formats lie beside each other
         }
     )
 

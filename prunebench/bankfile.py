@@ -23,7 +23,7 @@ from prunebench.errors import BankMismatch, ConfigError, ContractViolation, Dama
 from prunebench.storage import content_hash, differing_keys
 from prunebench.types import TOKEN_STATS, Problem, TokenStats, Trace
 
-FORMAT = 1
+FORMAT = 2
 META = b"prunebench"
 
 COLUMNS = {
@@ -33,6 +33,9 @@ COLUMNS = {
     "top_logprobs": "mean of the 20 largest log P_t; nats",
     "entropy": "entropy of P_t; nats",
     "sum_logprobs": "sum over the vocabulary of log P_t; nats, always float32",
+    "max_logprobs": "the largest log P_t; nats",
+    "top_mass": "sum of the 20 largest P_t",
+    "top_entropy": "-sum of P log P over the 20 largest P_t, not renormalised; nats",
     "text": "the generated text without special tokens",
     "stopped": "the model ended the path itself (false: cut at max_new_tokens)",
     "answer": "the answer read from the text, null when it holds none",

@@ -81,6 +81,9 @@ class CellResult:
     generator_tokens: float
     verifier_tokens: float
     total_tokens: float
+    probe_tokens: float
+    calls: float
+    money: float
     token_reduction_pct: float
     auroc_within: float
     auroc_lo: float
@@ -135,12 +138,19 @@ def summarise(
         float(np.mean([getattr(r, name).mean() for r in good]))
         for name in ("generator_tokens", "verifier_tokens", "full_tokens")
     )
+    probes, calls, money = (
+        float(np.mean([getattr(r, name) for r in good]))
+        for name in ("probe_tokens", "calls", "money")
+    )
     headroom, why = _headroom(good, random, oracle)
     notes = [f"{len(reasons)} of {len(results)} problems failed ({_shorten(reasons)})"] * bool(
         reasons
     )
     if n_nan := sum(r.n_nan for r in good):
-        notes.append(f"{n_nan} paths could not be scored (NaN)")
+        why_nan = _shorten(sorted({r.reason for r in good if r.n_nan and r.reason}))
+        notes.append(f"{n_nan} paths could not be scored ({why_nan or 'NaN'})")
+    if money != money:
+        notes.append("money is not known: the endpoint has no price")
     if cell.method == NONE:
         notes.append("no signal, so no AUROC and no headroom")
     else:
@@ -161,6 +171,9 @@ def summarise(
         generator_tokens=generator,
         verifier_tokens=verifier,
         total_tokens=generator + verifier,
+        probe_tokens=probes,
+        calls=calls,
+        money=money,
         token_reduction_pct=metrics.percent_saved(generator + verifier, full),
         auroc_within=auroc.mean,
         auroc_lo=auroc.lo,

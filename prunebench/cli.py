@@ -22,7 +22,7 @@ Usage
   python -m prunebench [OVERRIDE ...]            run one experiment and print its table
   python -m prunebench -m [OVERRIDE ...]         sweep: comma-separated values, one table at the end
   python -m prunebench train [OVERRIDE ...]      train a learnable method for a model
-  python -m prunebench list KIND [--json]        KIND: methods, models, datasets, backends
+  python -m prunebench list KIND [--json]        KIND: methods, models, datasets, backends, endpoints
   python -m prunebench check FILE                check a method file against the contract
   python -m prunebench --help | --version
 
@@ -44,7 +44,7 @@ Options
   aggregator=majority|score_weighted|best_of_n
   seed=0 workers=0         sampling seed; processes that generate (0: one per core on a CPU)
   bank.dir= bank.path=     where traces are kept
-  method.*, model.*, dataset.*, backend.*, train.*   fields of the chosen option; to see them:
+  method.*, model.*, dataset.*, backend.*, endpoint.*, train.*   fields of the chosen option; to see them:
                            python -m prunebench --cfg job [OVERRIDE ...]
   debug=true               show tracebacks
 Hydra's own flags (--cfg, --info, --config-dir, --multirun, ...) work as usual: --hydra-help."""
@@ -101,6 +101,7 @@ def _list(arguments: list[str]) -> int:
         "models": lambda: _describe_options("model", "id"),
         "datasets": lambda: _describe_options("dataset", "limit", "answer"),
         "backends": _list_backends,
+        "endpoints": lambda: _describe_options("endpoint", "base_url", "model", "key_env"),
     }
     as_json = "--json" in arguments
     names = [a for a in arguments if a != "--json"]

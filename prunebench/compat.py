@@ -11,7 +11,8 @@ ENGINE_REQUIRES = frozenset({Capability.CONTINUE})
 _REMEDY = {
     Capability.OUTCOME: "only mode=replay knows how a path ends",
     Capability.STEP_CHECK: "only dataset=arithmetic and arithmetic_hard know the truth of a step",
-    Capability.ENDPOINT: "no endpoint is configured",
+    Capability.ENDPOINT: "name the server that judges with endpoint=local or another one of "
+    "'prunebench list endpoints'",
     Capability.CONTINUE: "the engine must be able to resume a path",
 }
 

@@ -25,7 +25,7 @@ from prunebench import config, registry
 from prunebench.errors import ConfigError, UnknownName
 
 MODULE = "prunebench.conf"
-GROUPS = ("method", "model", "dataset", "backend")
+GROUPS = ("method", "model", "dataset", "backend", "endpoint")
 
 
 @contextmanager

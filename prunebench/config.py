@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from prunebench import datasets, registry
 from prunebench.backend import ModelSpec
 from prunebench.bankfile import StatsDtype
+from prunebench.endpoint import EndpointConfig
 from prunebench.errors import ConfigError
 from prunebench.modes import Mode
 from prunebench.select import Finished
@@ -106,6 +107,7 @@ class RunConfig:
     model: Any = MISSING
     dataset: Any = MISSING
     backend: Any = MISSING
+    endpoint: Any = field(default_factory=EndpointConfig)
     mode: Mode = Mode.replay
     n_paths: int = 64
     keep: int = 8
@@ -167,6 +169,7 @@ class RunConfig:
         )
         rules.append(("train.valid_share", share, 0 < share < 1, "between 0 and 1"))
         rules.append(("bank.group", self.bank.group, self.bank.group >= 0, "at least 0"))
+        self.endpoint.validate()
         for name, value, ok, constraint in rules:
             if not ok:
                 raise ConfigError(
@@ -199,6 +202,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(group="schema", name="model", node=ModelSpec)
+    store.store(group="schema", name="endpoint", node=EndpointConfig)
     for name, cls in registry.methods().items():
         store.store(group="method", name=name, node=cls)
         store.store(group="schema/method", name=name, node=cls)

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -21,20 +21,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunebench import samples
-from prunebench.backend import Backend, Internals, ModelSpec
+from prunebench.backend import Backend, Internals, ModelSpec, Probe
 from prunebench.declaration import Report, check_declaration
 from prunebench.errors import ContractViolation, NotTrained, UndeclaredCapability
 from prunebench.loading import load_method_file
 from prunebench.method import Context, PathGroup, SignalGenerator, SignalType, Trainable
-from prunebench.types import INTERNAL, Capability, Trace
+from prunebench.types import INTERNAL, STATES, Capability, Trace
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Fault", "check_method", "load_method_file"]
 
-_READABLE = INTERNAL | {Capability.STEP_CHECK, Capability.OUTCOME}
-_STATES = {Capability.KV_CACHE, Capability.HIDDEN_STATES}
+_READABLE = INTERNAL | {Capability.PROBE, Capability.STEP_CHECK, Capability.OUTCOME}
 _SHORT_FIT = {"epochs": 1, "max_steps": 2, "batch_size": 4}  # used where a method has the field
 
 _SAMPLES: dict[str, Callable[[], list[Trace]]] = {
@@ -88,7 +87,7 @@ def check_method_file(path: FilePath) -> list[Fault]:
     """
     cls = load_method_file(path)
     faults = check_method(cls, name=path.stem)
-    if faults or cls.requires & _STATES or issubclass(cls, Trainable):
+    if faults or cls.requires & STATES or issubclass(cls, Trainable):
         return faults
     scores = {_scores_in_a_process(path, hash_seed) for hash_seed in ("1", "2")}
     if len(scores) > 1:
@@ -118,7 +117,7 @@ class _Examination:
         self.report = report
         self.folder = folder
         # Batched matrix products differ in the last bits of float32 with the shape of the batch.
-        self.tolerance = 1e-4 if cls.requires & _STATES else 1e-10
+        self.tolerance = 1e-4 if cls.requires & STATES else 1e-10
         self._backend: Backend | None = None
 
     def run(self) -> None:
@@ -178,7 +177,7 @@ class _Examination:
         def internals(prefixes: Sequence[np.ndarray]) -> Internals:
             return _Granted(self.backend().encode(samples.PROMPT_IDS, prefixes), granted)
 
-        return samples.group(traces, granted, internals if granted & _STATES else None)
+        return samples.group(traces, granted, internals if granted & STATES else None)
 
     # --- one call of score -------------------------------------------------------------------
 
@@ -397,8 +396,24 @@ class _Granted(Internals):
         return self._inner.read(embeddings, adapter)
 
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
-        self._need(Capability.HIDDEN_STATES, "hidden_states")
+        self._need(Capability.HIDDENSTATES, "hidden_states")
         return self._inner.hidden_states(layers)
+
+    def iter_hidden_states(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
+        self._need(Capability.HIDDEN_STATES, "iter_hidden_states")
+        return self._inner.iter_hidden_states(layers)
+
+    def unembed(self, states: torch.Tensor, *, normed: bool) -> torch.Tensor:
+        self._need(Capability.HIDDEN_STATES, "unembed")
+        return self._inner.unembed(states, normed=normed)
+
+    def probe(self, *args: Any, **kwargs: Any) -> list[list[Probe]]:
+        self._need(Capability.PROBE, "probe")
+        return self._inner.probe(*args, **kwargs)
+
+    def next_logprobs(self, suffixes: Sequence[np.ndarray | None]) -> torch.Tensor:
+        self._need(Capability.PROBE, "next_logprobs")
+        return self._inner.next_logprobs(suffixes)
 
     def subset(self, order: Sequence[int]) -> Internals:
         return _Granted(self._inner.subset(order), self._granted)

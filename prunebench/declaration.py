@@ -71,7 +71,8 @@ def _check_type(kind: SignalType, requires: frozenset[Capability], report: Repor
             "Only a SignalType.CONTROL may; remove it.",
         )
         return
-    if kind in {SignalType.III, SignalType.IV} and not requires & INTERNAL:
+    # A probe makes the model write: its text is external (I, II), its probabilities internal.
+    if kind in {SignalType.III, SignalType.IV} and not requires & (INTERNAL | {Capability.PROBE}):
         report(
             "type_mismatch",
             f"Type {kind} reads the generating model, but the method requires {listed}: declare "

@@ -6,16 +6,18 @@ Knows no method and no engine by name: a session advances, a method scores, the 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prunebench.backend import Backend, Internals, Session
-from prunebench.errors import ContractViolation, PrunebenchError, UndeclaredCapability
+from prunebench.cost import Cost, Ledger
+from prunebench.errors import ContractViolation, PrunebenchError, UndeclaredCapability, Unavailable
 from prunebench.method import SignalGenerator
 from prunebench.select import Finished, top_k
-from prunebench.types import Capability, PathGroup, Problem, Trace, view
+from prunebench.types import STATES, Capability, PathGroup, Problem, Trace, view
 
 StepCheck = Callable[[str, str], bool]
 
@@ -43,17 +45,17 @@ class Check:
     Attributes
     ----------
     scores : `(n_live,)` float64, higher = keep, NaN = could not be scored.
-    verifier_tokens : tokens run through a model only to judge.
-    seconds : time of `score`, without `reencode_s`.
+    cost : of `score`, without `reencode_s`.
     reencode_s : time to rebuild states that a live engine still has (replay only).
     reason : why scores are NaN, or None.
+    lasting : False when asking again may help, so that the scores must not be stored.
     """
 
     scores: np.ndarray
-    verifier_tokens: int
-    seconds: float
+    cost: Cost
     reencode_s: float
     reason: str | None
+    lasting: bool = True
 
 
 @dataclass(kw_only=True)
@@ -78,11 +80,15 @@ class ProblemRun:
 
 
 def check(
-    method: SignalGenerator, session: Session, backend: Backend, checkpoint: Checkpoint
+    method: SignalGenerator,
+    session: Session,
+    backend: Backend,
+    checkpoint: Checkpoint,
+    ledger: Ledger | None = None,
 ) -> Check:
     """Let a method score the live paths of a session, on a view of what it declared.
 
-    A method that breaks the contract raises; one that fails on this problem gives NaN with the
+    `ledger` is the one of the method's context; what it gains meanwhile is the method's. A method that breaks the contract raises; one that fails on this problem gives NaN with the
     reason.
     """
     opened: list[Internals] = []
@@ -107,9 +113,10 @@ def check(
         check_steps=checkpoint.check_steps,
         internals=internals,
     )
-    if method.requires & {Capability.KV_CACHE, Capability.HIDDEN_STATES}:
+    if method.requires & STATES:
         internals()  # so that re-encoding is over before the clock of the method starts
-    reason = None
+    ledger = ledger or Ledger()
+    before, reason, lasting = ledger.spent, None, True
     start = time.perf_counter()
     try:
         scores = _validated(method, group)
@@ -117,17 +124,32 @@ def check(
         raise
     except Exception as error:  # a bad problem is a fact, not the end of the run
         scores = np.full(len(traces), np.nan)
-        reason = f"{type(error).__name__}: {error}"
+        lasting = not isinstance(error, Unavailable)
+        reason = f"{type(error).__name__}: {error}" if lasting else str(error)
     seconds = time.perf_counter() - start
     if reason is None and np.isnan(scores).any():
-        reason = "the method returned NaN"
+        reason = _why_nan(group, scores)
+    spent = ledger.spent - before
+    states = Cost(
+        verifier_tokens=sum(states.forwarded_tokens for states in opened),
+        probe_tokens=sum(states.sampled_tokens for states in opened),
+        # A reply from the cache takes no time, which says nothing about the method.
+        seconds=float("nan") if spent.cached_calls else seconds,
+    )
     return Check(
         scores=scores,
-        verifier_tokens=sum(states.forwarded_tokens for states in opened),
-        seconds=seconds,
+        cost=spent + states,
         reencode_s=getattr(session, "reencode_s", 0.0),
         reason=reason,
+        lasting=lasting,
     )
+
+
+def _why_nan(group: PathGroup, scores: np.ndarray) -> str:
+    """The reasons that the method gave, each with its number of paths."""
+    nan = [path.index for path, score in zip(group.paths, scores, strict=True) if np.isnan(score)]
+    reasons = Counter(group.unscored.get(i, "the method returned NaN") for i in nan)
+    return "; ".join(f"{reason} ({n} paths)" for reason, n in sorted(reasons.items()))
 
 
 def _validated(method: SignalGenerator, group: PathGroup) -> np.ndarray:
@@ -158,6 +180,7 @@ def launch_check_resume(
     n_paths: int,
     keep: int,
     policy: Finished = Finished.compete,
+    ledger: Ledger | None = None,
 ) -> ProblemRun:
     """Run one problem for real: pruned paths are dropped, kept ones resume from their cache."""
     clock = time.perf_counter
@@ -167,7 +190,7 @@ def launch_check_resume(
         session.advance(checkpoint.prefix_length)
         launched = session.traces()
         launch_end = clock()
-        verdict = check(method, session, backend, checkpoint)
+        verdict = check(method, session, backend, checkpoint, ledger)
         done = np.array(
             [t.stopped and t.n_tokens <= checkpoint.prefix_length for t in launched], dtype=bool
         )

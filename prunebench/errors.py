@@ -61,5 +61,14 @@ class ContractViolation(PrunebenchError):
     """A method returned something other than one float64 per path."""
 
 
+class EndpointError(PrunebenchError):
+    """A server cannot answer any request: it is not there, refuses the key or lacks the model."""
+
+
+class Unavailable(Exception):
+    """Something outside did not answer this time; asking again may help. The problem at hand fails
+    with this reason, and nothing of it is stored as a score."""
+
+
 class ConformanceError(PrunebenchError):
     """`prunebench check` found faults in a method; the message lists them."""

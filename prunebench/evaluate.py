@@ -13,6 +13,7 @@ from enum import StrEnum
 import numpy as np
 
 from prunebench import metrics
+from prunebench.cost import Cost
 from prunebench.errors import ConfigError
 from prunebench.select import Finished, check_keep, top_k
 from prunebench.types import Trace
@@ -74,15 +75,18 @@ class ProblemResult:
     ----------
     avg : avg@k|N, accuracy of the kept paths.
     cons : cons@k|N, probability that the vote is right.
-    generator_tokens, verifier_tokens : tokens of this problem.
+    generator_tokens, verifier_tokens : tokens of this problem; the generator's include probes.
     full_tokens : generator tokens without pruning.
     killed_correct, n_correct : right paths dropped, and right paths there were.
     auroc : of the scores against right and wrong, NaN where only one class occurs.
     kept : indices of the paths kept in the first subset.
     answer : the answer voted in the first subset (of tied ones, the first seen), or None.
     n_nan : paths of the pool whose score was NaN in at least one subset.
+    probe_tokens, calls, money : tokens sampled to probe, requests to a server, and what they
+        cost (NaN without a price), for n_paths paths.
     score_seconds : seconds it took to score n_paths paths, NaN when not measured.
-    status, reason : a failed problem has empty arrays and a reason.
+    status, reason : a failed problem has empty arrays and a reason; the reason of a good one says
+        why some of its paths could not be scored.
     """
 
     problem_id: str
@@ -97,6 +101,9 @@ class ProblemResult:
     kept: list[int]
     answer: str | None
     n_nan: int = 0
+    probe_tokens: float = 0.0
+    calls: float = 0.0
+    money: float = 0.0
     score_seconds: float = float("nan")
     status: Status = Status.OK
     reason: str = ""
@@ -155,8 +162,8 @@ def evaluate_problem(
     prefix_length: int,
     policy: Finished = Finished.compete,
     aggregator: Aggregator = Aggregator.majority,
-    verifier_tokens: np.ndarray | None = None,
-    score_seconds: float = float("nan"),
+    costs: Sequence[Cost] = (Cost(seconds=float("nan")),),
+    reason: str = "",
 ) -> ProblemResult:
     """Prune every subset by its scores, finish the kept paths and vote.
 
@@ -164,7 +171,8 @@ def evaluate_problem(
     ----------
     subsets : `(R, n)` int positions in the pool, ascending in every row.
     scores : `(R, n)` float, higher = keep, NaN = could not be scored.
-    verifier_tokens : `(R,)` tokens read or written only to judge; None means none.
+    costs : of scoring each subset, or one for all of them.
+    reason : why scores are NaN, if any is.
 
     Returns
     -------
@@ -173,16 +181,27 @@ def evaluate_problem(
     """
     unscored = np.isnan(scores)
     if unscored.all():
-        return failed_problem(pool.problem_id, "no path could be scored: every score is NaN")
+        return failed_problem(
+            pool.problem_id, reason or "no path could be scored: every score is NaN"
+        )
     kept = top_k(scores, keep, finished=pool.finished(prefix_length)[subsets], policy=policy)
     result = _outcome(pool, subsets, kept, scores, prefix_length, aggregator)
     return replace(
         result,
-        verifier_tokens=result.verifier_tokens if verifier_tokens is None else verifier_tokens,
+        generator_tokens=result.generator_tokens + _column(costs, "probe_tokens"),
+        verifier_tokens=result.verifier_tokens + _column(costs, "verifier_tokens"),
         auroc=metrics.auroc(scores, pool.correct[subsets]),
         n_nan=len(np.unique(subsets[unscored])),
-        score_seconds=score_seconds,
+        probe_tokens=float(_column(costs, "probe_tokens").mean()),
+        calls=float(_column(costs, "calls").mean()),
+        money=float(_column(costs, "money").mean()),
+        score_seconds=metrics.mean_defined(_column(costs, "seconds")),
+        reason=reason if unscored.any() else "",
     )
+
+
+def _column(costs: Sequence[Cost], name: str) -> np.ndarray:
+    return np.array([getattr(cost, name) for cost in costs], dtype=np.float64)
 
 
 def no_pruning(pool: ProblemPool, subsets: np.ndarray, *, prefix_length: int) -> ProblemResult:
@@ -306,6 +325,9 @@ def failed_problem(problem_id: str, reason: str) -> ProblemResult:
         auroc=empty,
         kept=[],
         answer=None,
+        probe_tokens=float("nan"),
+        calls=float("nan"),
+        money=float("nan"),
         status=Status.FAILED,
         reason=reason,
     )

@@ -21,6 +21,8 @@ from prunebench.backend import Backend
 from prunebench.backends.replay import ReplayBackend
 from prunebench.bank import Bank, FillReport, bank_key, fill
 from prunebench.config import RunConfig, plain
+from prunebench.cost import Ledger
+from prunebench.endpoint import Endpoint
 from prunebench.errors import ConfigError
 from prunebench.evaluate import ProblemPool, pool_of
 from prunebench.method import Context, SignalGenerator, Trainable
@@ -66,6 +68,8 @@ class Lab:
     _banks: dict[str, Bank] = field(default_factory=dict)
     _stored: dict[tuple[str, str], Stored] = field(default_factory=dict)
     _methods: dict[str, Prepared] = field(default_factory=dict)
+    _endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
 
     def clock(self, phase: str) -> _Clock:
         """A context manager that adds its wall time to `seconds[phase]`."""
@@ -106,6 +110,8 @@ class Lab:
                 f"'prunebench check' on its file."
             )
         extra = run.dataset.provides
+        if run.endpoint.configured:
+            extra |= {Capability.ENDPOINT}
         if run.mode is Mode.replay:
             extra |= {Capability.OUTCOME}
         requires = run.method.requires
@@ -204,13 +210,31 @@ class Lab:
         replay.bind(backend.spec, run.seed)
         return replay
 
+    def endpoint(self, run: RunConfig) -> Endpoint | None:
+        """The client of the server that judges, if one is configured."""
+        if not run.endpoint.configured:
+            return None
+        key = _key(run.endpoint)
+        if key not in self._endpoints:
+            from prunebench.endpointclient import OpenAIEndpoint
+
+            self._endpoints[key] = OpenAIEndpoint(run.endpoint, self.ledger)
+        return self._endpoints[key]
+
+    def judge(self, run: RunConfig) -> dict[str, Any] | None:
+        """What determines the verdicts of a method that asks a server, None for others."""
+        asks = Capability.ENDPOINT in run.method.requires
+        return run.endpoint.identity() if asks else None
+
     def prepared(self, run: RunConfig) -> Prepared:
         """The method with its checkpoint found, but nothing loaded yet.
 
         Raises `NotTrained` when a learnable method has no weights for this model.
         """
         name = registry.method_name(run.method)
-        key = _key(name, run.method, run.backend, run.model, run.seed, run.train.output)
+        key = _key(
+            name, run.method, run.backend, run.model, run.seed, run.train.output, run.endpoint
+        )
         if key not in self._methods:
             method: SignalGenerator = run.method
             folder = None
@@ -232,7 +256,13 @@ class Lab:
     def ready(self, prepared: Prepared, run: RunConfig) -> SignalGenerator:
         """The method with its weights loaded and set up."""
         if not prepared.ready:
-            context = Context(model_name=run.model.name, backend=self.backend(run), seed=run.seed)
+            context = Context(
+                model_name=run.model.name,
+                backend=self.backend(run),
+                seed=run.seed,
+                endpoint=self.endpoint(run),
+                ledger=self.ledger,
+            )
             if prepared.checkpoint is not None:
                 assert isinstance(prepared.method, Trainable)
                 prepared.method.load(prepared.checkpoint, context)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
+from prunebench.cost import Ledger
 from prunebench.errors import ContractViolation, NotTrained
 from prunebench.types import Capability, Path, PathGroup, SignalType
 
 if TYPE_CHECKING:
     from prunebench.backend import Backend
+    from prunebench.endpoint import Endpoint
 
 __all__ = [
     "Capability",
@@ -44,12 +46,18 @@ class Context:
     backend : the engine that generates (or generated) the paths; loads on first use.
     seed : seed of the run.
     work_dir : a folder for files that a long `fit` wants to keep between interruptions.
+    endpoint : the server that judges (capability ENDPOINT), None when there is none. It counts its
+        own tokens, calls and money.
+    ledger : where the tokens of other external models are written down (`add(verifier_tokens=n)`;
+        `prunebench.rewardmodel` does it by itself).
     """
 
     model_name: str
     backend: Backend
     seed: int = 0
     work_dir: FilePath | None = None
+    endpoint: Endpoint | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(kw_only=True)

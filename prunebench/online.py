@@ -56,6 +56,7 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
                     n_paths=run.n_paths,
                     keep=run.keep,
                     policy=run.finished,
+                    ledger=lab.ledger,
                 )
                 result = _online_result(run, outcome, reference)
             except PrunebenchError:
@@ -126,15 +127,21 @@ def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None
     final = {trace.index: trace for trace in outcome.finished}
     pool = pool_of(outcome.problem.id, [final.get(t.index, t) for t in outcome.launched])
     kept = outcome.kept[None]
+    cost = outcome.check.cost
+    sampled = generator_tokens(pool.lengths[None], kept, run.prefix_length)
     win = vote(run.aggregator, pool.codes[None], kept, scores)
     return replace(
         result,
         avg=accuracy_of_kept(pool.correct[None], kept),
         cons=credit(win, pool.right_codes),
-        generator_tokens=generator_tokens(pool.lengths[None], kept, run.prefix_length),
-        verifier_tokens=np.array([float(outcome.check.verifier_tokens)]),
+        generator_tokens=sampled + cost.probe_tokens,
+        verifier_tokens=np.array([cost.verifier_tokens]),
         kept=[int(i) for i in pool.indices[outcome.kept]],
         answer=voted_answer(pool, np.flatnonzero(outcome.kept), win[0]),
         n_nan=int(np.isnan(scores).sum()),
-        score_seconds=outcome.check.seconds,
+        probe_tokens=cost.probe_tokens,
+        calls=cost.calls,
+        money=cost.money,
+        score_seconds=cost.seconds,
+        reason=outcome.check.reason or "",
     )

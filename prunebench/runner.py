@@ -15,7 +15,8 @@ from prunebench import registry
 from prunebench.cells import REFERENCES
 from prunebench.config import RunConfig, plain
 from prunebench.engine import Checkpoint, check
-from prunebench.evaluate import ProblemResult, Status, evaluate_problem, failed_problem
+from prunebench.errors import Unavailable
+from prunebench.evaluate import ProblemResult, evaluate_problem, failed_problem
 from prunebench.execution import Execution, cell_of, plan, progress, references
 from prunebench.lab import Lab, Stored
 from prunebench.modes import Mode
@@ -63,6 +64,7 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
                 prefix_length=run.prefix_length,
                 seed=run.seed,
                 granted=run.method.requires,
+                endpoint=lab.judge(run),
             ),
         )
         scorer = _Scorer(run=run, lab=lab, table=table, stored=stored)
@@ -72,7 +74,10 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
             progress(console, f"scoring with {label}", len(plans)) as advance,
         ):
             for problem_id, subsets in plans.items():
-                results.append(scorer.evaluate(stored[problem_id], subsets))
+                try:
+                    results.append(scorer.evaluate(stored[problem_id], subsets))
+                except Unavailable as error:  # not stored, so that the next run asks again
+                    results.append(failed_problem(problem_id, str(error)))
                 advance(1)
         rows += [records.record(cell, result) for result in results]
     with lab.clock("evaluate"):
@@ -119,8 +124,7 @@ class _Scorer:
         scores = (
             np.stack([batch.scores for batch in batches]) if joint else batches[0].scores[subsets]
         )
-        tokens = np.array([batch.verifier_tokens * scale for batch in batches])
-        result = evaluate_problem(
+        return evaluate_problem(
             pool,
             subsets,
             scores,
@@ -128,13 +132,9 @@ class _Scorer:
             prefix_length=run.prefix_length,
             policy=run.finished,
             aggregator=run.aggregator,
-            verifier_tokens=np.broadcast_to(tokens, (len(subsets),)).copy(),
-            score_seconds=float(np.mean([batch.seconds for batch in batches])) * scale,
+            costs=[batch.cost.times(scale) for batch in batches],
+            reason="; ".join(sorted({batch.reason for batch in batches if batch.reason})),
         )
-        reasons = {batch.reason for batch in batches if batch.reason}
-        if result.status is Status.FAILED and reasons:
-            return failed_problem(result.problem_id, "; ".join(sorted(reasons)))
-        return result
 
     def _batch(self, problem: Problem, indices: list[int]) -> ScoredBatch:
         joint = self.run.method.joint
@@ -143,15 +143,16 @@ class _Scorer:
             method = self.lab.ready(self.lab.prepared(self.run), self.run)
             session = self.replay.open(problem, owed)
             session.advance(self.run.prefix_length)
-            verdict = check(method, session, self.replay, self.checkpoint)
+            verdict = check(method, session, self.replay, self.checkpoint, self.lab.ledger)
             session.close()
+            if not verdict.lasting:
+                raise Unavailable(verdict.reason)
             self.table.put(
                 ScoredBatch(
                     problem=problem.id,
                     indices=tuple(owed),
                     scores=verdict.scores,
-                    verifier_tokens=verdict.verifier_tokens,
-                    seconds=verdict.seconds,
+                    cost=verdict.cost,
                     reencode_seconds=verdict.reencode_s,
                     reason=verdict.reason,
                 )

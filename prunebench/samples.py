@@ -50,11 +50,15 @@ def trace(index: int, n_tokens: int, seed: int) -> Trace:
     sharpness = rng.uniform(0.5, 4.0, (n_tokens, 1))  # tokens differ in confidence
     logits = sharpness * rng.normal(size=(n_tokens, _WIDTH))
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))  # (n_tokens, _WIDTH)
+    top = np.sort(log_p, axis=1)[:, -_TOP:]
     stats = TokenStats(
         logprobs=log_p[np.arange(n_tokens), ids].astype(np.float32),
-        top_logprobs=np.sort(log_p, axis=1)[:, -_TOP:].mean(axis=1).astype(np.float32),
+        top_logprobs=top.mean(axis=1).astype(np.float32),
         entropy=-(np.exp(log_p) * log_p).sum(axis=1).astype(np.float32),
         sum_logprobs=log_p.sum(axis=1).astype(np.float32),
+        max_logprobs=top[:, -1].astype(np.float32),
+        top_mass=np.exp(top).sum(axis=1).astype(np.float32),
+        top_entropy=-(np.exp(top) * top).sum(axis=1).astype(np.float32),
         vocab_size=_WIDTH,
     )
     right = bool(rng.random() < 0.5)

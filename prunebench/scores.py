@@ -11,6 +11,7 @@ processes may add at once; a line torn by a crash is owed again.
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import inspect
@@ -26,13 +27,14 @@ from typing import Any, Self
 import numpy as np
 
 from prunebench import __version__
+from prunebench.cost import Cost
 from prunebench.errors import ContractViolation, DamagedFile
 from prunebench.storage import canonical, content_hash, differing_keys, not_writable
 from prunebench.types import Capability
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +47,7 @@ class ScoredBatch:
     indices : the paths that were scored together, as `Trace.index`.
     scores : `(n_indices,)` float64 in the order of `indices`, higher = keep, NaN = could not be
         scored, infinities allowed.
-    verifier_tokens : tokens forwarded or judged on behalf of the method, for all these paths.
-    seconds : wall time of the method's scoring.
+    cost : of the method's scoring, for all these paths together.
     reencode_seconds : wall time of rebuilding the states that a live engine would still hold; not
         a cost of the method, kept apart.
     reason : why there is a NaN; None when there is none.
@@ -55,8 +56,7 @@ class ScoredBatch:
     problem: str
     indices: tuple[int, ...]
     scores: np.ndarray
-    verifier_tokens: int = 0
-    seconds: float = 0.0
+    cost: Cost = Cost()
     reencode_seconds: float = 0.0
     reason: str | None = None
 
@@ -66,16 +66,6 @@ class ScoredBatch:
                 f"The scores of problem {self.problem!r} must be one per distinct path. Got "
                 f"shape {self.scores.shape} for the paths {list(self.indices)}."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreCost:
-    """Sums over all batches of a table; units as in `ScoredBatch`."""
-
-    n_scores: int
-    verifier_tokens: int
-    seconds: float
-    reencode_seconds: float
 
 
 def score_key(
@@ -88,6 +78,7 @@ def score_key(
     prefix_length: int,
     seed: int,
     granted: Iterable[Capability] = (),
+    endpoint: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that determines the scores in a table (see `source_hash`)."""
     return canonical(
@@ -100,21 +91,42 @@ def score_key(
             "prefix_length": prefix_length,
             "seed": seed,
             "granted": sorted(capability.value for capability in granted),
+            "endpoint": endpoint,
+            "format": FORMAT,
         }
     )
 
 
 def source_hash(method: type) -> str:
-    """12 hexadecimal digits of the source files of a method class and of all its base classes.
+    """12 hexadecimal digits of the source files of a method class, of all its base classes, and of
+    the modules beside the method that they import.
 
-    Editing any of them makes the old scores unreachable. Other modules that the method imports
-    are not covered.
+    Editing any of them makes the old scores unreachable. Modules elsewhere are not covered.
     """
+    files = [
+        Path(inspect.getfile(cls))
+        for cls in method.__mro__
+        if cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+    ]
     digest = hashlib.sha256()
-    for cls in method.__mro__:
-        if cls.__module__.partition(".")[0] not in sys.stdlib_module_names:
-            digest.update(Path(inspect.getfile(cls)).read_bytes())
+    for file in files:  # grows while it is read
+        digest.update(file.read_bytes())
+        files += [f for f in _imported_beside(file) if f not in files]
     return digest.hexdigest()[:12]
+
+
+def _imported_beside(file: Path) -> list[Path]:
+    """The modules in the folder of a method that its source imports, in order of appearance."""
+    if file.parent.name == "prunebench":  # the contract, which every method imports
+        return []
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [node.module or "", *(alias.name for alias in node.names)]
+    beside = [file.with_name(f"{name.rpartition('.')[2]}.py") for name in names]
+    return [f for f in dict.fromkeys(beside) if f.is_file()]
 
 
 class ScoreTable:
@@ -172,17 +184,6 @@ class ScoreTable:
         self._append([_to_json(batch)] if self._has_header else [header, _to_json(batch)])
         self._refresh()
 
-    def cost(self) -> ScoreCost:
-        """What all stored batches cost together."""
-        self._refresh()
-        batches = self._batches.values()
-        return ScoreCost(
-            n_scores=sum(len(batch.indices) for batch in batches),
-            verifier_tokens=sum(batch.verifier_tokens for batch in batches),
-            seconds=sum(batch.seconds for batch in batches),
-            reencode_seconds=sum(batch.reencode_seconds for batch in batches),
-        )
-
     def _find(self, problem_id: str, indices: Sequence[int], joint: bool) -> ScoredBatch | None:
         exact = self._batches.get((problem_id, frozenset(indices)))
         if joint or exact is not None:
@@ -198,8 +199,7 @@ class ScoreTable:
             problem=problem_id,
             indices=tuple(indices),
             scores=scores,
-            verifier_tokens=round(sum(batch.verifier_tokens * part for batch, part in shares)),
-            seconds=sum(batch.seconds * part for batch, part in shares),
+            cost=sum((batch.cost.times(part) for batch, part in shares), start=Cost()),
             reencode_seconds=sum(batch.reencode_seconds * part for batch, part in shares),
             reason="; ".join(sorted(filter(None, reasons))) or None,
         )
@@ -288,8 +288,7 @@ def _to_json(batch: ScoredBatch) -> dict[str, Any]:
         "problem": batch.problem,
         "indices": [int(index) for index in batch.indices],
         "scores": scores,
-        "verifier_tokens": int(batch.verifier_tokens),
-        "seconds": float(batch.seconds),
+        "cost": {name: number(value) for name, value in vars(batch.cost).items() if value},
         "reencode_seconds": float(batch.reencode_seconds),
         "reason": batch.reason or ("the method returned NaN" if None in scores else None),
     }
@@ -298,4 +297,7 @@ def _to_json(batch: ScoredBatch) -> dict[str, Any]:
 def _from_json(row: dict[str, Any]) -> ScoredBatch:
     scores = np.array([np.nan if value is None else float(value) for value in row["scores"]])
     scores.setflags(write=False)  # shared by everyone who asks
-    return ScoredBatch(**{**row, "indices": tuple(row["indices"]), "scores": scores})
+    cost = {name: np.nan if value is None else value for name, value in row["cost"].items()}
+    return ScoredBatch(
+        **{**row, "indices": tuple(row["indices"]), "scores": scores, "cost": Cost(**cost)}
+    )

@@ -40,8 +40,12 @@ class Capability(StrEnum):
     TOP_LOGPROBS = "top_logprobs"  # path.top_logprobs
     ENTROPY = "entropy"  # path.entropy
     SUM_LOGPROBS = "sum_logprobs"  # path.sum_logprobs
-    HIDDEN_STATES = "hidden_states"  # group.internals.hidden_states()
+    MAX_LOGPROBS = "max_logprobs"  # path.max_logprobs
+    TOP_MASS = "top_mass"  # path.top_mass
+    TOP_ENTROPY = "top_entropy"  # path.top_entropy
+    HIDDEN_STATES = "hidden_states"  # group.internals.hidden_states(), .unembed()
     KV_CACHE = "kv_cache"  # group.internals.read()
+    PROBE = "probe"  # group.internals.probe(), .next_logprobs()
     GRADIENTS = "gradients"  # context.backend.model(), to train
     CONTINUE = "continue"  # the engine can resume a path from its prefix
     ENDPOINT = "endpoint"  # an OpenAI-compatible server for judges
@@ -55,16 +59,30 @@ INTERNAL = frozenset(
         Capability.TOP_LOGPROBS,
         Capability.ENTROPY,
         Capability.SUM_LOGPROBS,
+        Capability.MAX_LOGPROBS,
+        Capability.TOP_MASS,
+        Capability.TOP_ENTROPY,
         Capability.HIDDEN_STATES,
         Capability.KV_CACHE,
     }
 )
 """Capabilities that read the generating model itself: what makes a signal Type III or IV."""
 
+STATES = frozenset({Capability.HIDDEN_STATES, Capability.KV_CACHE, Capability.PROBE})
+"""Capabilities that open `group.internals`."""
+
 CONTROLS_ONLY = frozenset({Capability.STEP_CHECK, Capability.OUTCOME})
 """Ground truth: what no deployed signal can read."""
 
-TOKEN_STATS = ("logprobs", "top_logprobs", "entropy", "sum_logprobs")
+TOKEN_STATS = (
+    "logprobs",
+    "top_logprobs",
+    "entropy",
+    "sum_logprobs",
+    "max_logprobs",
+    "top_mass",
+    "top_entropy",
+)
 """Names of the per-token statistics, in the order in which banks store them."""
 
 
@@ -95,6 +113,9 @@ class TokenStats:
     top_logprobs : mean of the 20 largest log P_t (fewer when the vocabulary is smaller).
     entropy : exact entropy of P_t over the whole vocabulary.
     sum_logprobs : sum over the whole vocabulary of log P_t(v).
+    max_logprobs : the largest log P_t.
+    top_mass : sum of the 20 largest P_t, in (0, 1].
+    top_entropy : -sum of P log P over the 20 largest P_t, not renormalised.
     vocab_size : number of terms in `sum_logprobs`.
     """
 
@@ -102,6 +123,9 @@ class TokenStats:
     top_logprobs: np.ndarray | None = None
     entropy: np.ndarray | None = None
     sum_logprobs: np.ndarray | None = None
+    max_logprobs: np.ndarray | None = None
+    top_mass: np.ndarray | None = None
+    top_entropy: np.ndarray | None = None
     vocab_size: int = 0
 
     def cut(self, n_tokens: int) -> TokenStats:
@@ -148,9 +172,11 @@ class Trace:
 
 
 class Granted(frozenset[Capability]):
-    """What a method may read. Remembers what it was refused, also when it swallowed the error."""
+    """What a method may read. Remembers what it was refused, also when it swallowed the error, and
+    why it could not score a path."""
 
     refused: set[str]
+    unscored: dict[int, str]
 
     def refuse(self, attribute: str, capability: Capability) -> UndeclaredCapability:
         """The error to raise, after taking a note of it."""
@@ -166,6 +192,7 @@ def granting(capabilities: frozenset[Capability]) -> Granted:
     """Those capabilities, with nothing refused yet."""
     granted = Granted(capabilities)
     granted.refused = set()
+    granted.unscored = {}
     return granted
 
 
@@ -223,6 +250,22 @@ class Path:
         return self._readings["vocab_size"]  # type: ignore[index]
 
     @property
+    def max_logprobs(self) -> np.ndarray:
+        """`(n_tokens,)` the largest log-probability at each token, nats."""
+        return self._read(Capability.MAX_LOGPROBS, "max_logprobs")
+
+    @property
+    def top_mass(self) -> np.ndarray:
+        """`(n_tokens,)` sum of the 20 largest probabilities at each token."""
+        return self._read(Capability.TOP_MASS, "top_mass")
+
+    @property
+    def top_entropy(self) -> np.ndarray:
+        """`(n_tokens,)` -sum of P log P over the 20 largest probabilities at each token, nats,
+        not renormalised."""
+        return self._read(Capability.TOP_ENTROPY, "top_entropy")
+
+    @property
     def steps_correct(self) -> bool:
         """Ground truth: every finished step of the prefix is right."""
         return self._read(Capability.STEP_CHECK, "steps_correct")()
@@ -231,6 +274,11 @@ class Path:
     def correct(self) -> bool:
         """How the whole path ends. Lies past the checkpoint: for controls only."""
         return self._read(Capability.OUTCOME, "correct")
+
+    def unscored(self, reason: str) -> float:
+        """NaN, after a note of why this path could not be scored; the table shows the reason."""
+        self._granted.unscored[self.index] = reason
+        return float("nan")
 
     def _read(self, capability: Capability, attribute: str) -> Any:
         if capability not in self._granted:
@@ -266,7 +314,7 @@ class PathGroup:
     @property
     def internals(self) -> Internals:
         """The generating model's states at the checkpoint, in the order of `paths`."""
-        if not self._granted & {Capability.KV_CACHE, Capability.HIDDEN_STATES}:
+        if not self._granted & STATES:
             raise self._granted.refuse("group.internals", Capability.KV_CACHE)
         assert self._internals is not None, "pairing let a method pass without internals"
         return self._internals()
@@ -280,6 +328,11 @@ class PathGroup:
         """A generator that depends on the seed, the problem and, if given, the path only."""
         words = [self.seed, *self.problem_id.encode()]
         return np.random.default_rng(words if path is None else [*words, 1 + path.index])
+
+    @property
+    def unscored(self) -> dict[int, str]:
+        """Why paths could not be scored, by path index."""
+        return self._granted.unscored
 
     def subset(self, order: Sequence[int] | np.ndarray) -> PathGroup:
         """The group of `paths[i] for i in order`, in that order."""

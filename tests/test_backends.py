@@ -179,9 +179,11 @@ def test_greedy_ignores_the_noise() -> None:
 def test_statistics_survive_impossible_tokens_and_small_vocabularies() -> None:
     logits = torch.tensor([[0.0, 0.0, -torch.inf]])
     _, stats = _sampling.step(logits, _sampling.path_keys(0, "p", [0]), 0, Sampling())
-    logprob, _, entropy, _ = stats[:, 0].tolist()
-    assert logprob == pytest.approx(-np.log(2))
-    assert entropy == pytest.approx(np.log(2))
+    found = dict(zip(TOKEN_STATS, stats[:, 0].tolist(), strict=True))
+    for name, wanted in (("logprobs", -np.log(2)), ("max_logprobs", -np.log(2)), ("top_mass", 1)):
+        assert found[name] == pytest.approx(wanted)
+    for name in ("entropy", "top_entropy"):
+        assert found[name] == pytest.approx(np.log(2))
 
 
 # ---- cache
@@ -232,13 +234,17 @@ def test_statistics_equal_those_of_a_plain_forward_pass(backend: TransformersBac
     for trace in traces:
         logits = reference_logits(backend, session.prompt_ids, trace.token_ids)
         logp = logits.log_softmax(-1)
+        top = logp.sort(-1, descending=True).values[:, :20]
         wanted = {
             "logprobs": logp.gather(1, torch.tensor(trace.token_ids.astype(np.int64))[:, None])[
                 :, 0
             ],
-            "top_logprobs": logp.sort(-1, descending=True).values[:, :20].mean(-1),
+            "top_logprobs": top.mean(-1),
             "entropy": -(logp.exp() * logp).sum(-1),
             "sum_logprobs": logp.sum(-1),
+            "max_logprobs": logp.max(-1).values,
+            "top_mass": top.exp().sum(-1),
+            "top_entropy": -(top.exp() * top).sum(-1),
         }
         for name in TOKEN_STATS:
             got = getattr(trace.stats, name)

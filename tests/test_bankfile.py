@@ -276,7 +276,7 @@ def test_a_manifest_that_was_never_finished_is_written_again(tmp_path: Path) -> 
 def test_a_bank_of_another_format_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, 1, 1)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99', 1))
     with pytest.raises(ConfigError, match="format 99"):
         Bank.at(tmp_path, make_key())
 

@@ -141,4 +141,4 @@ def test_extra_tokens_are_counted_by_the_core(backend):
 
     session = backend.open(PROBLEM, range(5))
     session.advance(24)
-    assert check(Reads(), session, backend, CHECKPOINT).verifier_tokens == 5 * 3
+    assert check(Reads(), session, backend, CHECKPOINT).cost.verifier_tokens == 5 * 3

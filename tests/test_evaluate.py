@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prunebench.cells import CSV_COLUMNS, Cell, failed_cell, summarise
+from prunebench.cost import Cost
 from prunebench.errors import ConfigError
 from prunebench.evaluate import (
     ProblemPool,
@@ -81,7 +82,7 @@ SCORES = {"A": np.array([[1.0, 4, 3, 2]]), "B": np.array([[4.0, 3, 2, 1]])}
 
 def evaluated(pool: ProblemPool):
     return evaluate_problem(
-        pool, ALL, SCORES[pool.problem_id], keep=2, prefix_length=4, verifier_tokens=np.array([3.0])
+        pool, ALL, SCORES[pool.problem_id], keep=2, prefix_length=4, costs=[Cost(verifier_tokens=3.0)]
     )
 
 
@@ -333,15 +334,15 @@ def test_a_failed_cell_has_a_reason_and_no_numbers():
         "needs an endpoint",
         "some_method",
     )
-    numbers = [getattr(line, name) for name in CSV_COLUMNS[8:23]]
+    numbers = [getattr(line, name) for name in CSV_COLUMNS[8:26]]
     assert all(math.isnan(n) for n in numbers)
 
 
 def test_columns_of_the_table():
     assert ",".join(CSV_COLUMNS) == (
         "model,dataset,method,type,mode,n_paths,keep,prefix_length,avg,avg_lo,avg_hi,cons,cons_lo,"
-        "cons_hi,generator_tokens,verifier_tokens,total_tokens,token_reduction_pct,auroc_within,"
-        "auroc_lo,auroc_hi,headroom,score_seconds,status,reason"
+        "cons_hi,generator_tokens,verifier_tokens,total_tokens,probe_tokens,calls,money,"
+        "token_reduction_pct,auroc_within,auroc_lo,auroc_hi,headroom,score_seconds,status,reason"
     )
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from prunebench import stats
 from prunebench.cells import CSV_COLUMNS, Cell
+from prunebench.cost import Cost
 from prunebench.errors import ConfigError, DamagedFile, PrunebenchError
 from prunebench.evaluate import (
     ProblemPool,
@@ -75,7 +76,7 @@ def rows_of_run(method: str, keep: int = 4, prefix_length: int = 32, n_problems:
         rng = np.random.default_rng([i, keep])
         rows += [
             records.record(
-                cell, evaluate_problem(pool, subsets, scores, **options, score_seconds=0.25)
+                cell, evaluate_problem(pool, subsets, scores, **options, costs=[Cost(seconds=0.25)])
             ),
             records.record(
                 cell.reference("none"), no_pruning(pool, subsets, prefix_length=prefix_length)
@@ -297,7 +298,7 @@ def test_damaged_foreign_and_missing_files(tmp_path: Path):
         records.read([damaged])
     foreign = tmp_path / "foreign.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(foreign)
-    with pytest.raises(DamagedFile, match=r"schema version 1 .*found: none"):
+    with pytest.raises(DamagedFile, match=r"schema version 2 .*found: none"):
         records.read([foreign])
 
 

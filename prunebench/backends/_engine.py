@@ -101,6 +101,23 @@ class Engine:
         cache = GrowingCache()
         return cache, self.logits(ids, cache, torch.arange(ids.shape[1], device=self.device)[None])
 
+    @torch.inference_mode()
+    def unembed(self, states: torch.Tensor, *, normed: bool) -> torch.Tensor:
+        """Log-probabilities `(..., vocab)` that the output head reads from states."""
+        states = states.to(self.device, self.model.dtype)
+        if not normed:
+            states = self._final_norm()(states)
+        return self.model.get_output_embeddings()(states).float().log_softmax(-1).cpu()
+
+    def _final_norm(self) -> Any:
+        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):
+            if hasattr(self.model.base_model, name):
+                return getattr(self.model.base_model, name)
+        raise ConfigError(
+            f"The final norm of {type(self.model).__name__} was not found, so states of "
+            f"intermediate layers cannot be read. Choose another model or method."
+        )
+
     # ---- given prefixes
 
     def encode(self, prompt_ids: np.ndarray, prefixes: Sequence[np.ndarray]) -> CachedInternals:
@@ -132,8 +149,9 @@ class Engine:
         if layers is not None:
             shape = (len(prefixes), len(layers), n_full, self.hidden_size)
             states = torch.full(shape, torch.nan)
-        full = [i for i, p in enumerate(prefixes) if len(p) == n_full]
-        short = [i for i, p in enumerate(prefixes) if len(p) < n_full]
+        shared = len(prompt_ids) > 0  # nothing to share without a prompt
+        full = [i for i, p in enumerate(prefixes) if len(p) == n_full and shared]
+        short = [i for i, p in enumerate(prefixes) if len(p) < n_full or not shared]
         blocks, n_tokens = [], 0
         if full:
             block = self._run_full(prompt_ids, prefixes, full, layers, states)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from prunebench.backend import Internals
+from prunebench.backend import Internals, Probe
 from prunebench.backends._cache import GrowingCache
+from prunebench.backends._probe import by_length, go_on, logits_after
+from prunebench.backends._sampling import path_keys
 
 if TYPE_CHECKING:  # the engine builds internals, so that it imports this module
     from prunebench.backends._engine import Engine
@@ -21,7 +23,7 @@ if TYPE_CHECKING:  # the engine builds internals, so that it imports this module
 READ_TOKENS = 4096
 """Most extra tokens in one forward pass."""
 COPY_BYTES = 1 << 30
-"""Most memory that a temporary copy of chosen rows may take."""
+"""Most memory that a temporary copy of chosen rows, or of states, may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +85,15 @@ class CachedInternals(Internals):
         blocks: list[Block],
         parent: CachedInternals | None = None,
     ) -> None:
-        self.forwarded_tokens = 0
+        self.forwarded_tokens = self.sampled_tokens = 0
         self._engine, self._blocks, self._parent = engine, blocks, parent
         self._prompt_ids, self._prefixes = prompt_ids, list(prefixes)
 
-    def _count(self, n_tokens: int) -> None:
+    def _count(self, n_tokens: int, n_sampled: int = 0) -> None:
         self.forwarded_tokens += n_tokens
+        self.sampled_tokens += n_sampled
         if self._parent is not None:
-            self._parent._count(n_tokens)
+            self._parent._count(n_tokens, n_sampled)
 
     @torch.inference_mode()
     def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
@@ -121,6 +124,78 @@ class CachedInternals(Internals):
         assert states is not None
         self._count(n_tokens)
         return states
+
+    def iter_hidden_states(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
+        longest = max((len(p) for p in self._prefixes), default=0)
+        per_path = 4 * len(layers) * longest * self._engine.hidden_size
+        step = max(1, COPY_BYTES // max(1, per_path))
+        for start in range(0, len(self._prefixes), step):
+            prefixes = self._prefixes[start : start + step]
+            _, states, n_tokens = self._engine.run_prefixes(
+                self._prompt_ids, prefixes, list(layers)
+            )
+            assert states is not None
+            self._count(n_tokens)
+            for own, prefix in zip(states, prefixes, strict=True):
+                yield own[:, : len(prefix)]
+
+    def unembed(self, states: torch.Tensor, *, normed: bool) -> torch.Tensor:
+        return self._engine.unembed(states, normed=normed)
+
+    def probe(
+        self,
+        suffixes: Sequence[np.ndarray | None],
+        max_new_tokens: int,
+        *,
+        n_samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[Probe]]:
+        found: list[list[Probe]] = [[] for _ in suffixes]
+        for cache, lengths, logits, places, n_suffix in self._after(
+            suffixes, max_new_tokens * n_samples
+        ):
+            copies = torch.arange(len(places), device=lengths.device).repeat_interleave(n_samples)
+            names = [self._prefixes[place].tobytes().hex() for place in places]
+            keys = torch.cat([path_keys(seed, name, range(n_samples)) for name in names])
+            probes = go_on(
+                self._engine,
+                cache.gather(copies) if n_samples > 1 else cache,
+                lengths[copies] + n_suffix,
+                logits[copies],
+                keys,
+                max_new_tokens,
+                temperature,
+            )
+            for at, place in enumerate(places):
+                found[place] = probes[at * n_samples : (at + 1) * n_samples]
+            self._count(0, sum(len(p.token_ids) for p in probes))
+        return found
+
+    def next_logprobs(self, suffixes: Sequence[np.ndarray | None]) -> torch.Tensor:
+        table = torch.full((len(suffixes), self._engine.n_vocab), torch.nan)
+        for _, _, logits, places, _ in self._after(suffixes, 0):
+            table[places] = logits.log_softmax(-1).cpu()
+        return table
+
+    def _after(
+        self, suffixes: Sequence[np.ndarray | None], n_more: int
+    ) -> Iterator[tuple[GrowingCache, torch.Tensor, torch.Tensor, list[int], int]]:
+        """Copies of some rows with their suffix run: `(cache, lengths before it, logits after it,
+        places, suffix length)`."""
+        assert len(suffixes) == len(self._prefixes), "one suffix, or None, per path"
+        for n_suffix, chosen in by_length(suffixes).items():
+            for block in self._blocks:
+                part = block.pick(chosen)
+                if part is None:
+                    continue
+                for cache, lengths, at in part.chunks(n_suffix + n_more):
+                    places = [chosen[i] for i in at]
+                    rows = np.stack([np.asarray(suffixes[place]) for place in places])
+                    ids = torch.as_tensor(rows, device=lengths.device).long()
+                    logits = logits_after(self._engine, cache, lengths, ids)
+                    self._count(ids.numel())
+                    yield cache, lengths, logits, places, n_suffix
 
     def subset(self, order: Sequence[int]) -> CachedInternals:
         blocks = [block.pick(order) for block in self._blocks]

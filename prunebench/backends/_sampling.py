@@ -87,7 +87,7 @@ def step(
     Returns
     -------
     chosen : `(rows,)` int64 token ids.
-    stats : `(4, rows)` float32 in nats, in the order of `TOKEN_STATS`, of the raw distribution.
+    stats : `(7, rows)` float32 in nats, in the order of `TOKEN_STATS`, of the raw distribution.
     """
     n_vocab = logits.shape[-1]
     n_top = min(TOP, n_vocab)
@@ -117,9 +117,22 @@ def step(
         chosen = ids.gather(-1, best)[:, 0]
 
     logprob = logits.gather(-1, chosen[:, None])[:, 0] - normaliser
-    top = values[:, :n_top].mean(-1) - normaliser
+    top_logprobs = values[:, :n_top] - normaliser[:, None]
+    top_p = top_logprobs.exp()
+    # A probability of 0 contributes 0 to an entropy, not nan.
+    top_entropy = -(top_p * top_logprobs.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
     # A probability of 0 contributes 0; the product would be nan where a logit is -inf.
     weighted = torch.softmax(logits, -1) * logits.clamp(min=torch.finfo(logits.dtype).min)
     entropy = normaliser - weighted.sum(-1)
     total = logits.sum(-1) - n_vocab * normaliser
-    return chosen, torch.stack((logprob, top, entropy, total))
+    return chosen, torch.stack(
+        (
+            logprob,
+            top_logprobs.mean(-1),
+            entropy,
+            total,
+            top_logprobs[:, 0],
+            top_p.sum(-1).clamp(max=1.0),  # rounding may add up to a little more
+            top_entropy,
+        )
+    )

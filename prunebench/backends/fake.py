@@ -60,7 +60,7 @@ class FakeBackend(Backend):
         return frozenset(Capability) - others
 
     def identity(self) -> dict[str, Any]:
-        return {"engine": "fake", "version": 1, "accuracy": self.accuracy}
+        return {"engine": "fake", "version": 2, "accuracy": self.accuracy}
 
     # ---- paths
 
@@ -71,6 +71,13 @@ class FakeBackend(Backend):
 
     def decode(self, token_ids: np.ndarray) -> str:
         return bytes(int(i) for i in token_ids if i != END).decode("utf-8", errors="replace")
+
+    def tokenize(self, text: str) -> np.ndarray:
+        return _tokens(text)
+
+    @property
+    def start_token(self) -> int:
+        return END
 
     def _trace(self, problem: Problem, index: int) -> Trace:
         rng = np.random.default_rng([self.seed, index, *problem.id.encode()])
@@ -178,6 +185,9 @@ def _stats(rng: np.random.Generator, n: int, right: bool) -> TokenStats:
         logprobs=(-0.3 * unsure * noise[0]).astype(np.float32),
         top_logprobs=(-np.log(_TOP) - 4 * noise[1] / unsure).astype(np.float32),
         entropy=np.minimum(0.5 * unsure * noise[2], np.log(VOCAB)).astype(np.float32),
+        max_logprobs=(-0.2 * unsure * noise[0]).astype(np.float32),
+        top_mass=np.exp(-0.05 * unsure * noise[1]).astype(np.float32),
+        top_entropy=np.minimum(0.4 * unsure * noise[2], np.log(_TOP)).astype(np.float32),
         sum_logprobs=(-VOCAB * (np.log(VOCAB) + 5 / unsure)).astype(np.float32),
         vocab_size=VOCAB,
     )

@@ -62,6 +62,13 @@ class ReplayBackend(Backend):
     def decode(self, token_ids: np.ndarray) -> str:
         return self.source.decode(token_ids)
 
+    def tokenize(self, text: str) -> np.ndarray:
+        return self.source.tokenize(text)
+
+    @property
+    def start_token(self) -> int:
+        return self.source.start_token
+
     def encode(self, prompt_ids: np.ndarray, prefixes: Sequence[np.ndarray]) -> Internals:
         return self.source.encode(prompt_ids, prefixes)
 

@@ -95,8 +95,12 @@ class TransformersBackend(Backend):
                 Capability.TOP_LOGPROBS,
                 Capability.ENTROPY,
                 Capability.SUM_LOGPROBS,
+                Capability.MAX_LOGPROBS,
+                Capability.TOP_MASS,
+                Capability.TOP_ENTROPY,
                 Capability.HIDDEN_STATES,
                 Capability.KV_CACHE,
+                Capability.PROBE,
                 Capability.GRADIENTS,
                 Capability.CONTINUE,
             }
@@ -242,6 +246,16 @@ class TransformersBackend(Backend):
 
     def decode(self, token_ids: np.ndarray) -> str:
         return self._decode_all([token_ids])[0]
+
+    def tokenize(self, text: str) -> np.ndarray:
+        return np.asarray(
+            self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32
+        )
+
+    @property
+    def start_token(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return int(self.engine.eos_ids[0]) if bos is None else int(bos)
 
     def _decode_all(self, paths: Sequence[np.ndarray]) -> list[str]:
         return [

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 BOOTSTRAP_SEED = 20240516
 """Fixed, so that the same records always give the same table."""
 
@@ -44,8 +44,9 @@ _TEXT = ("run_id", "bank", "model", "dataset", "method", "type", "mode", "settin
 _COUNTS = ("n_paths", "keep", "prefix_length", "seed")
 _MEANS = (
     *("avg", "cons", "generator_tokens", "verifier_tokens", "full_tokens", "auroc"),
-    *("n_correct", "killed_correct", "score_seconds"),
+    *("n_correct", "killed_correct", "probe_tokens", "calls", "money", "score_seconds"),
 )
+_SCALARS = ("probe_tokens", "calls", "money", "score_seconds")
 _LISTS = ("avg_subsets", "cons_subsets", "auroc_subsets")
 
 
@@ -239,14 +240,16 @@ def _result(row: dict[str, Any]) -> ProblemResult:
     means: dict[str, Any] = {
         name: np.array([row[name]], dtype=np.float64)
         for name in _MEANS
-        if name not in arrays and name != "score_seconds"
+        if name not in arrays and name not in _SCALARS
     }
+    scalars = {name: float("nan") if row[name] is None else row[name] for name in _SCALARS}
     return ProblemResult(
         problem_id=row["problem_id"],
         kept=[int(i) for i in row["kept"]],
         answer=row["answer"] if isinstance(row["answer"], str) else None,
         n_nan=int(row["n_nan"]),
-        score_seconds=float("nan") if row["score_seconds"] is None else row["score_seconds"],
+        reason=row["reason"],
+        **scalars,
         **arrays,
         **means,
     )

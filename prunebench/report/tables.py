@@ -51,7 +51,8 @@ class Block:
 
 
 def blocks(rows: Sequence[Row]) -> list[Block]:
-    """Sort analysed rows into blocks. The row `none` stands in the block of every k."""
+    """Sort analysed rows into blocks, methods by their within-problem AUROC, the highest first.
+    The row `none` stands in the block of every k."""
     groups: dict[Cell, list[Row]] = {}
     for row in rows:
         if row.cell.method != NONE:
@@ -61,10 +62,19 @@ def blocks(rows: Sequence[Row]) -> list[Block]:
             same = [b for b in groups if replace(b, keep=b.n_paths) == _budget(row.cell)]
             for budget in same or [_budget(row.cell)]:
                 groups.setdefault(budget, []).insert(0, row)
+    for group in groups.values():
+        group.sort(key=_rank)
     return [
         Block(cell=cell, rows=group, avg=_compare(group, "avg"), cons=_compare(group, "cons"))
         for cell, group in groups.items()
     ]
+
+
+def _rank(row: Row) -> tuple[int, float]:
+    """Sort key within a block: no pruning, random, the methods, oracle."""
+    role = {NONE: 0, RANDOM: 1, ORACLE: 3}.get(row.cell.method, 2)
+    auroc = row.line.auroc_within
+    return role, -auroc if role == 2 and auroc == auroc else float(role == 2)
 
 
 def _budget(cell: Cell) -> Cell:
@@ -121,6 +131,8 @@ def _full_table(block: Block) -> Table:
         *("method", "type", f"avg@{k}|{n}\n%", f"cons@{k}|{n}\n%", "tokens\ngen+ver"),
         *("saved\n%", "AUROC\nwithin", "head-\nroom %", "score\ns"),
     ]
+    judged = any(row.line.calls > 0 for row in block.rows)
+    columns += ["calls", "money"] * judged
     table = _empty_table(_title(block.cell, keep=True), columns, _name_width([block]))
     for row, avg, cons in zip(block.rows, block.avg, block.cons, strict=True):
         line = row.line
@@ -134,6 +146,7 @@ def _full_table(block: Block) -> Table:
             _with_interval(line.auroc_within, line.auroc_lo, line.auroc_hi, 1, 2),
             _number(100 * line.headroom, 1),
             f"{line.score_seconds:.2g}" if line.score_seconds == line.score_seconds else "–",
+            *((_number(line.calls, 0), _number(line.money, 4)) if judged else ()),
         )
     return table
 
@@ -196,12 +209,12 @@ def markdown(rows: Sequence[Row]) -> str:
     header = (
         "| method | type | avg % | 95% | Δ best | p | cons % | 95% | Δ best | p "
         "| generator tokens | verifier tokens | saved % | AUROC within | 95% | headroom % "
-        "| score s |"
+        "| calls | money | score s |"
     )
     parts = ["# Summary"]
     for block in blocks(rows):
         parts += ["", f"## {_title(block.cell, keep=True)}", "", header]
-        parts.append("|---|---|" + "--:|" * 15)
+        parts.append("|---|---|" + "--:|" * 17)
         for row, avg, cons in zip(block.rows, block.avg, block.cons, strict=True):
             line = row.line
             values = [
@@ -215,10 +228,12 @@ def markdown(rows: Sequence[Row]) -> str:
                 _number(line.auroc_within, 3),
                 _range(line.auroc_lo, line.auroc_hi, 1, 3),
                 _number(100 * line.headroom, 1),
+                _number(line.calls, 0),
+                _number(line.money, 4),
                 _number(line.score_seconds, 3),
             ]
             parts.append("| " + " | ".join(values) + " |")
-    parts += ["", LEGEND.replace("bold", "**bold**") + ". Tokens and seconds per problem."]
+    parts += ["", LEGEND.replace("bold", "**bold**") + ". Tokens, calls, money and seconds per problem."]
     parts += [f"\n- {_escape(note)}" for note in _notes(rows)]
     return "\n".join(parts) + "\n"
 
