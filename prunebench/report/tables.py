@@ -113,7 +113,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
     found = blocks(rows)
     if len(found) <= MAX_FULL_BLOCKS:
-        tables = [_full_table(block) for block in found]
+        tables = [_fitting_table(block, console) for block in found]
     else:
         tables = _matrices(found)
     for table in tables:
@@ -125,7 +125,21 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(Text(note, style="yellow"))
 
 
-def _full_table(block: Block) -> Table:
+def _fitting_table(block: Block, console: Console) -> Table:
+    """The full table, or as much of it as fits beside long names; summary.md has the rest."""
+    boundless = console.options.update(width=10_000)
+    table = _full_table(block, set())
+    for left_out in range(1, len(_DISPENSABLE) + 1):
+        if console.measure(table, options=boundless).maximum <= console.width:
+            break
+        table = _full_table(block, set(_DISPENSABLE[:left_out]))
+    return table
+
+
+_DISPENSABLE = ("head-\nroom %", "saved\n%", "score\ns")
+
+
+def _full_table(block: Block, left_out: set[str]) -> Table:
     k, n = block.cell.keep, block.cell.n_paths
     columns = [
         *("method", "type", f"avg@{k}|{n}\n%", f"cons@{k}|{n}\n%", "tokens\ngen+ver"),
@@ -133,10 +147,11 @@ def _full_table(block: Block) -> Table:
     ]
     judged = any(row.line.calls > 0 for row in block.rows)
     columns += ["calls", "money"] * judged
-    table = _empty_table(_title(block.cell, keep=True), columns, _name_width([block]))
+    shown = [column for column in columns if column not in left_out]
+    table = _empty_table(_title(block.cell, keep=True), shown, _name_width([block]))
     for row, avg, cons in zip(block.rows, block.avg, block.cons, strict=True):
         line = row.line
-        table.add_row(
+        cells = (
             _name(row.cell, avg),
             _type(row.cell),
             _marked(_with_interval(line.avg, line.avg_lo, line.avg_hi, 100, 1), avg),
@@ -148,6 +163,8 @@ def _full_table(block: Block) -> Table:
             f"{line.score_seconds:.2g}" if line.score_seconds == line.score_seconds else "–",
             *((_number(line.calls, 0), _number(line.money, 4)) if judged else ()),
         )
+        named = zip(columns, cells, strict=True)
+        table.add_row(*(text for column, text in named if column not in left_out))
     return table
 
 
@@ -267,7 +284,7 @@ def _empty_table(title: str, columns: Sequence[str], name_width: int) -> Table:
         show_edge=False,
     )
     for i, column in enumerate(columns):
-        width = min(name_width, 20) if i == 0 else None
+        width = min(name_width, 24) if i == 0 else None
         justify = "left" if i < 2 else "right"
         table.add_column(escape(column), justify=justify, no_wrap=i > 0, min_width=width)
     return table
