@@ -19,6 +19,8 @@ import numpy as np
 
 from prunebench.method import PathGroup, SignalGenerator, SignalType
 
+from ._similarity import jaccard
+
 
 class Similarity(Enum):
     """How the similarities of a path to the others become one number."""
@@ -63,15 +65,3 @@ class SlimSC(SignalGenerator):
             scores = scores.sum(axis=1) / max(1, len(words) - 1)
         scores = scores if self.keep is Keep.similar else -scores
         return np.where([len(own) > 0 for own in words], scores, np.nan)
-
-
-def jaccard(sets: list[frozenset[str]]) -> np.ndarray:
-    """Pairwise |A and B| / |A or B|: `(n, n)` float64; 0 where both sets are empty."""
-    column = {word: i for i, word in enumerate(sorted(frozenset().union(*sets)))}
-    member = np.zeros((len(sets), len(column)))
-    for row, words in enumerate(sets):
-        member[row, [column[word] for word in words]] = 1.0
-    shared = member @ member.T
-    size = member.sum(axis=1)
-    union = size[:, None] + size[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

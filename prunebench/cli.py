@@ -22,7 +22,7 @@ Usage
   python -m prunebench [OVERRIDE ...]            run one experiment and print its table
   python -m prunebench -m [OVERRIDE ...]         sweep: comma-separated values, one table at the end
   python -m prunebench train [OVERRIDE ...]      train a learnable method for a model
-  python -m prunebench list KIND [--json]        KIND: methods, models, datasets, backends, endpoints
+  python -m prunebench list KIND [--json]        methods, models, datasets, backends, endpoints
   python -m prunebench check FILE                check a method file against the contract
   python -m prunebench --help | --version
 
@@ -41,10 +41,11 @@ Options
   prefix_length=L          the checkpoint, in generated tokens (default: the model's)
   pool_size=N              paths generated per problem; above n_paths, random subsets are averaged
   finished=compete|keep_free   what happens to paths that end before the checkpoint
-  aggregator=majority|score_weighted|best_of_n
+  aggregator=majority|score_weighted|best_of_n|score_sum
   seed=0 workers=0         sampling seed; processes that generate (0: one per core on a CPU)
   bank.dir= bank.path=     where traces are kept
-  method.*, model.*, dataset.*, backend.*, endpoint.*, train.*   fields of the chosen option; to see them:
+  method.*, model.*, dataset.*, backend.*, endpoint.*, train.*
+                           fields of the chosen option; to see them:
                            python -m prunebench --cfg job [OVERRIDE ...]
   debug=true               show tracebacks
 Hydra's own flags (--cfg, --info, --config-dir, --multirun, ...) work as usual: --hydra-help."""

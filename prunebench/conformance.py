@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunebench import samples
-from prunebench.backend import Backend, Internals, ModelSpec, Probe
+from prunebench.backend import Backend, Internals, ModelSpec
 from prunebench.declaration import Report, check_declaration
 from prunebench.errors import ContractViolation, NotTrained, UndeclaredCapability
+from prunebench.fakeendpoint import FakeEndpoint
+from prunebench.granted import GrantedInternals
 from prunebench.loading import load_method_file
 from prunebench.method import Context, PathGroup, SignalGenerator, SignalType, Trainable
 from prunebench.types import INTERNAL, STATES, Capability, Trace
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["Fault", "check_method", "load_method_file"]
 
@@ -159,7 +161,12 @@ class _Examination:
             return None
 
     def context(self) -> Context:
-        return Context(model_name="fake", backend=self.backend(), work_dir=self.folder)
+        return Context(
+            model_name="fake",
+            backend=self.backend(),
+            work_dir=self.folder,
+            endpoint=FakeEndpoint(),
+        )
 
     def backend(self) -> Backend:
         from prunebench.backends.fake import FakeBackend  # imports torch
@@ -175,7 +182,7 @@ class _Examination:
         granted = self.cls.requires if granted is None else granted
 
         def internals(prefixes: Sequence[np.ndarray]) -> Internals:
-            return _Granted(self.backend().encode(samples.PROMPT_IDS, prefixes), granted)
+            return GrantedInternals(self.backend().encode(samples.PROMPT_IDS, prefixes), granted)
 
         return samples.group(traces, granted, internals if granted & STATES else None)
 
@@ -384,48 +391,6 @@ class _Examination:
         return True
 
 
-class _Granted(Internals):
-    """Lets a method use only the declared parts of the fake backend's internals."""
-
-    def __init__(self, inner: Internals, granted: frozenset[Capability]) -> None:
-        self._inner = inner
-        self._granted = granted
-
-    def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
-        self._need(Capability.KV_CACHE, "read")
-        return self._inner.read(embeddings, adapter)
-
-    def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
-        self._need(Capability.HIDDENSTATES, "hidden_states")
-        return self._inner.hidden_states(layers)
-
-    def iter_hidden_states(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
-        self._need(Capability.HIDDEN_STATES, "iter_hidden_states")
-        return self._inner.iter_hidden_states(layers)
-
-    def unembed(self, states: torch.Tensor, *, normed: bool) -> torch.Tensor:
-        self._need(Capability.HIDDEN_STATES, "unembed")
-        return self._inner.unembed(states, normed=normed)
-
-    def probe(self, *args: Any, **kwargs: Any) -> list[list[Probe]]:
-        self._need(Capability.PROBE, "probe")
-        return self._inner.probe(*args, **kwargs)
-
-    def next_logprobs(self, suffixes: Sequence[np.ndarray | None]) -> torch.Tensor:
-        self._need(Capability.PROBE, "next_logprobs")
-        return self._inner.next_logprobs(suffixes)
-
-    def subset(self, order: Sequence[int]) -> Internals:
-        return _Granted(self._inner.subset(order), self._granted)
-
-    def _need(self, capability: Capability, attribute: str) -> None:
-        if capability not in self._granted:
-            raise UndeclaredCapability(
-                f"The method called group.internals.{attribute} without declaring it: add "
-                f"Capability.{capability.name} to its 'requires'."
-            )
-
-
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -456,4 +421,7 @@ def _fingerprint(group: PathGroup) -> object:
 
 if __name__ == "__main__":  # see check_method_file
     _cls = load_method_file(FilePath(sys.argv[1]))
-    print(_cls().score(samples.group(samples.varied(), _cls.requires)).tolist())
+    with tempfile.TemporaryDirectory() as _folder:
+        _method = _Examination(_cls, print, FilePath(_folder)).ready()
+        assert _method is not None, "check_method has got it ready before"
+        print(_method.score(samples.group(samples.varied(), _cls.requires)).tolist())

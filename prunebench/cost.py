@@ -37,9 +37,6 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{n: getattr(self, n) + getattr(other, n) for n in COST_FIELDS})
 
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(**{n: getattr(self, n) - getattr(other, n) for n in COST_FIELDS})
-
     def times(self, factor: float) -> Cost:
         """This cost, scaled."""
         return Cost(**{n: getattr(self, n) * factor for n in COST_FIELDS})
@@ -49,7 +46,7 @@ COST_FIELDS = tuple(f.name for f in fields(Cost))
 
 
 class Ledger:
-    """Adds up costs; `spent` is the total so far."""
+    """Adds up costs; `spent` is the total since the last `take`."""
 
     def __init__(self) -> None:
         self.spent = Cost()
@@ -57,3 +54,9 @@ class Ledger:
     def add(self, **amounts: float) -> None:
         """Write down amounts by the names of `Cost`."""
         self.spent += Cost(**amounts)
+
+    def take(self) -> Cost:
+        """What was spent since the last time, and begin anew: an amount that is not known must
+        not spoil the sums of others."""
+        spent, self.spent = self.spent, Cost()
+        return spent

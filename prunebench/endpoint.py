@@ -7,6 +7,7 @@ the same order. Who sends them, retries, caches and counts is `endpointclient.py
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,13 @@ class EndpointConfig:
             good = self.base_url.startswith(("http://", "https://"))
             rules.append(("base_url", self.base_url, good, "an http:// or https:// address"))
             rules.append(("model", self.model, bool(self.model), "the name of a model there"))
+        # A pasted key must not reach a file: Hydra writes the configuration of a run to disk.
+        if self.key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
+            raise ConfigError(
+                "The 'endpoint.key_env' parameter must be the name of an environment variable in "
+                "capital letters, such as OPENAI_API_KEY. The value is not shown here, since it "
+                "may be the key itself."
+            )
         for name in ("price_prompt", "price_completion"):
             value = getattr(self, name)
             rules.append((name, value, value is None or value >= 0, "at least 0"))

@@ -14,7 +14,8 @@ import numpy as np
 
 from prunebench.backend import Backend, Internals, Session
 from prunebench.cost import Cost, Ledger
-from prunebench.errors import ContractViolation, PrunebenchError, UndeclaredCapability, Unavailable
+from prunebench.errors import ContractViolation, PrunebenchError, Unavailable, UndeclaredCapability
+from prunebench.granted import GrantedInternals
 from prunebench.method import SignalGenerator
 from prunebench.select import Finished, top_k
 from prunebench.types import STATES, Capability, PathGroup, Problem, Trace, view
@@ -88,8 +89,8 @@ def check(
 ) -> Check:
     """Let a method score the live paths of a session, on a view of what it declared.
 
-    `ledger` is the one of the method's context; what it gains meanwhile is the method's. A method that breaks the contract raises; one that fails on this problem gives NaN with the
-    reason.
+    `ledger` is the one of the method's context; what it gains meanwhile is the method's. A method
+    that breaks the contract raises; one that fails on this problem gives NaN with the reason.
     """
     opened: list[Internals] = []
 
@@ -111,12 +112,13 @@ def check(
         granted=method.requires,
         seed=checkpoint.seed,
         check_steps=checkpoint.check_steps,
-        internals=internals,
+        internals=lambda: GrantedInternals(internals(), method.requires),
     )
     if method.requires & STATES:
         internals()  # so that re-encoding is over before the clock of the method starts
     ledger = ledger or Ledger()
-    before, reason, lasting = ledger.spent, None, True
+    ledger.take()  # what was spent before belongs to nobody here
+    reason, lasting = None, True
     start = time.perf_counter()
     try:
         scores = _validated(method, group)
@@ -129,7 +131,7 @@ def check(
     seconds = time.perf_counter() - start
     if reason is None and np.isnan(scores).any():
         reason = _why_nan(group, scores)
-    spent = ledger.spent - before
+    spent = ledger.take()
     states = Cost(
         verifier_tokens=sum(states.forwarded_tokens for states in opened),
         probe_tokens=sum(states.sampled_tokens for states in opened),

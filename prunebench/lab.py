@@ -237,19 +237,22 @@ class Lab:
         )
         if key not in self._methods:
             method: SignalGenerator = run.method
-            folder = None
-            if isinstance(method, Trainable):
+            folder, weights = None, None
+            if isinstance(method, Trainable) and not method.needs_training:
+                weights = method.published_weights()
+            elif isinstance(method, Trainable):
                 folder = checkpoints.find(
-                    name,
+                    method.weights_of or name,
                     run.model.name,
                     override=method.checkpoint,
                     output=run.train.output,
                     embedded=run.model.id == "embedded:tiny" and run.model.path is None,
                 )
+                weights = checkpoints.fingerprint(folder)
             self._methods[key] = Prepared(
                 method=run.method,
                 checkpoint=folder,
-                checkpoint_hash=checkpoints.fingerprint(folder) if folder else None,
+                checkpoint_hash=weights,
             )
         return self._methods[key]
 

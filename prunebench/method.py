@@ -140,9 +140,16 @@ class LabelledPrefix:
 
 
 class Trainable(ABC):
-    """A method with weights that `prunebench train` makes. Learned state ends in `_`."""
+    """A method with weights that `prunebench train` makes. Learned state ends in `_`.
+
+    Class attributes
+    ----------------
+    fit_requires : what `fit` reads.
+    weights_of : the method whose trained weights this one uses; None for its own.
+    """
 
     fit_requires: ClassVar[frozenset[Capability]] = frozenset({Capability.GRADIENTS})
+    weights_of: ClassVar[str | None] = None
     checkpoint: str | None = None  # every Trainable dataclass repeats it as a field
 
     @abstractmethod
@@ -158,6 +165,15 @@ class Trainable(ABC):
     @abstractmethod
     def load(self, folder: FilePath, context: Context) -> Self:
         """Read what `save` wrote and get ready to score with `context.backend`."""
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether these options score with weights that `prunebench train` makes."""
+        return True
+
+    def published_weights(self) -> str | None:
+        """Identifies the weights when they come from elsewhere. Raises when they are not there."""
+        return None
 
     @property
     @abstractmethod

@@ -20,7 +20,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,7 +56,7 @@ class ScoredBatch:
     problem: str
     indices: tuple[int, ...]
     scores: np.ndarray
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     reencode_seconds: float = 0.0
     reason: str | None = None
 

@@ -88,7 +88,7 @@ def train(run: RunConfig, console: Console) -> Path:
         valid_set,
         Context(model_name=run.model.name, backend=backend, seed=options.seed, work_dir=folder),
     )
-    output = trained_folder(options.output, run.model.name, name)
+    output = trained_folder(options.output, run.model.name, method.weights_of or name)
     method.save(output)
     return output
 

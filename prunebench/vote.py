@@ -20,6 +20,7 @@ class Aggregator(StrEnum):
     majority = "majority"  # one path, one vote
     score_weighted = "score_weighted"  # votes weighted by exp(standardised score)
     best_of_n = "best_of_n"  # the answer of the path with the highest score
+    score_sum = "score_sum"  # votes weighted by the scores above 0 (with method=rpc, RPC's vote)
 
 
 def vote(
@@ -30,6 +31,8 @@ def vote(
         return score_weighted(codes, keep, scores)
     if aggregator is Aggregator.best_of_n:
         return best_of_n(codes, keep, scores)
+    if aggregator is Aggregator.score_sum:
+        return score_sum(codes, keep, scores)
     return majority(codes, keep)
 
 
@@ -83,6 +86,22 @@ def best_of_n(codes: np.ndarray, keep: np.ndarray, scores: np.ndarray) -> np.nda
     top = eligible & (values == best)
     share = 1.0 / np.maximum(top.sum(axis=1, keepdims=True), 1)
     return _tally(codes, top, np.broadcast_to(share, codes.shape))
+
+
+def score_sum(codes: np.ndarray, keep: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The answer with the largest sum of the positive scores of its kept paths.
+
+    Meant for scores with a meaningful zero; with the method `rpc` it is the perplexity consistency
+    vote of RPC (arXiv 2502.00511). Scores of 0 or less and NaN add nothing; an infinite score
+    counts as the largest finite one among the kept, or as 1 when none of those is positive; a row
+    where no voter scores above 0 is a plain majority. See `majority`.
+    """
+    positive = keep & (scores > 0)  # False for NaN
+    finite = np.where(positive & np.isfinite(scores), scores, 0.0)
+    largest = finite.max(axis=1, keepdims=True, initial=0.0)
+    weights = np.where(positive & np.isposinf(scores), np.where(largest > 0, largest, 1.0), finite)
+    nobody = ~(positive & (codes != NO_ANSWER)).any(axis=1, keepdims=True)
+    return _winners(_tally(codes, keep, np.where(nobody, 1.0, weights)))
 
 
 def credit(win: np.ndarray, right: np.ndarray) -> np.ndarray:

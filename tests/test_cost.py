@@ -1,4 +1,4 @@
-"""What judging costs, from the ledger to the table, and what happens to scores that did not come."""
+"""What judging costs, from the ledger to the table; scores that did not come."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Judge(SignalGenerator):
     type = SignalType.II
     paper = "none, https://example.org"
     joint = False
+    money: float = 0.5
     down: ClassVar[set[int]] = set()  # calls that find no server
     calls: ClassVar[int] = 0
 
@@ -41,7 +42,11 @@ class Judge(SignalGenerator):
 
     def score(self, group: PathGroup) -> np.ndarray:
         type(self).calls += 1
-        self.ledger_.add(calls=len(group), verifier_tokens=10 * len(group), money=0.5)
+        self.ledger_.add(
+            calls=len(group),
+            verifier_tokens=10 * len(group),
+            money=self.money if self.money >= 0 else np.nan,
+        )
         if type(self).calls in self.down:
             raise Unavailable("no answer to 3 of 8 requests")
         return np.array(
@@ -88,9 +93,9 @@ def line_of(execution: Execution) -> Any:
     return next(row.line for row in rows if row.cell.method == "judge")
 
 
-def test_costs_add_subtract_and_scale() -> None:
+def test_costs_add_and_scale() -> None:
     a, b = Cost(verifier_tokens=6, calls=2, money=1.5), Cost(verifier_tokens=2, seconds=3)
-    assert a + b - b == a
+    assert a + b == Cost(verifier_tokens=8, calls=2, money=1.5, seconds=3)
     assert a.times(0.5) == Cost(verifier_tokens=3, calls=1, money=0.75)
 
 
@@ -121,15 +126,12 @@ def test_what_did_not_answer_is_not_stored_and_asked_again(tmp_path: Path) -> No
 
 
 def test_money_without_a_price_is_missing_with_a_reason(tmp_path: Path) -> None:
-    class Unpriced(Judge):
-        def score(self, group: PathGroup) -> np.ndarray:
-            self.ledger_.add(calls=1, money=float("nan"))
-            return np.arange(len(group), dtype=np.float64)
-
-    line = line_of(execute(run_of(Unpriced(), tmp_path)))
+    lab = Lab()
+    line = line_of(execute(run_of(Judge(money=-1), tmp_path), lab))
     assert np.isnan(line.money)
-    assert line.calls == 1
+    assert line.calls == 8
     assert "money is not known" in line.reason
+    assert line_of(execute(run_of(Judge(), tmp_path), lab)).money == 0.5, "that of other methods is"
 
 
 def test_probes_count_as_generator_tokens_and_their_suffix_as_verifier_tokens(
@@ -176,7 +178,9 @@ def test_editing_a_module_beside_a_method_makes_its_scores_stale(tmp_path: Path)
 
     (tmp_path / "_shared.py").write_text("VALUE = 1\n")
     (tmp_path / "_unrelated.py").write_text("VALUE = 1\n")
-    (tmp_path / "mine.py").write_text("def f():\n    from _shared import VALUE\n\nclass M:\n  pass\n")
+    (tmp_path / "mine.py").write_text(
+        "def f():\n    from _shared import VALUE\n\nclass M:\n  pass\n"
+    )
     spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
     assert spec is not None
     assert spec.loader is not None

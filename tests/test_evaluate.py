@@ -82,7 +82,12 @@ SCORES = {"A": np.array([[1.0, 4, 3, 2]]), "B": np.array([[4.0, 3, 2, 1]])}
 
 def evaluated(pool: ProblemPool):
     return evaluate_problem(
-        pool, ALL, SCORES[pool.problem_id], keep=2, prefix_length=4, costs=[Cost(verifier_tokens=3.0)]
+        pool,
+        ALL,
+        SCORES[pool.problem_id],
+        keep=2,
+        prefix_length=4,
+        costs=[Cost(verifier_tokens=3.0)],
     )
 
 

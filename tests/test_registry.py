@@ -25,7 +25,7 @@ def with_entry_points(monkeypatch, *points: EntryPoint) -> None:
 
 
 def test_every_file_is_a_method_under_its_stem():
-    stems = {p.stem for p in (ROOT.parent / "methods").glob("*.py")} - {"__init__"}
+    stems = {p.stem for p in (ROOT.parent / "methods").glob("[!_]*.py")}
     assert set(registry.methods()) == stems
     assert registry.method_name(Entropy()) == "entropy"
 

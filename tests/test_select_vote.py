@@ -10,7 +10,15 @@ import pytest
 
 from prunebench.errors import ConfigError
 from prunebench.select import Finished, top_k
-from prunebench.vote import Aggregator, best_of_n, credit, majority, score_weighted, vote
+from prunebench.vote import (
+    Aggregator,
+    best_of_n,
+    credit,
+    majority,
+    score_sum,
+    score_weighted,
+    vote,
+)
 
 NAN = float("nan")
 NOT_FINISHED = np.zeros((1, 5), dtype=bool)
@@ -172,6 +180,59 @@ def test_best_of_n_by_hand():
 def test_best_of_n_gives_tied_paths_equal_chances():
     win = best_of_n(np.array([[0, 0, 1]]), np.ones((1, 3), dtype=bool), np.zeros((1, 3)))
     np.testing.assert_allclose(win, [[2 / 3, 1 / 3]])
+
+
+def test_score_sum_by_hand():
+    # The two votes of answer 0 sum to 0.7, answer 1 has 0.6; the second row drops one of them.
+    codes = np.array([[0, 1, 0, 2]] * 2)
+    scores = np.array([[0.4, 0.6, 0.3, -0.1], [0.4, 0.6, -0.7, -0.1]])
+    keep = np.ones(codes.shape, dtype=bool)
+    assert score_sum(codes, keep, scores).tolist() == [[1, 0, 0], [0, 1, 0]]
+    keep[0, 0] = False
+    assert score_sum(codes, keep, scores)[0].tolist() == [0, 1, 0]
+
+
+def test_score_sum_splits_ties_and_ignores_nan_and_scores_below_zero():
+    codes = np.array([[0, 1, 1, 2, 2, -1]])
+    keep = np.ones(codes.shape, dtype=bool)
+    scores = np.array([[0.5, 0.25, 0.25, NAN, -9.0, 99.0]])
+    assert score_sum(codes, keep, scores).tolist() == [[0.5, 0.5, 0.0]]
+    # A sum that is equal but for rounding is a tie: 0.1 + 0.2 > 0.3 in floating point.
+    scores = np.array([[0.3, 0.1, 0.2, NAN, -np.inf, 99.0]])
+    assert score_sum(codes, keep, scores).tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_score_sum_counts_an_infinite_score_as_the_largest_finite_one():
+    codes = np.array([[0, 1, 1, 1]] * 3)
+    keep = np.ones(codes.shape, dtype=bool)
+    scores = np.array(
+        [[np.inf, 2.0, 1.0, -1.0], [np.inf, 3.0, NAN, 0.0], [np.inf, np.inf, -1.0, NAN]]
+    )
+    assert score_sum(codes, keep, scores).tolist() == [[0, 1], [0.5, 0.5], [0.5, 0.5]]
+
+
+def test_score_sum_without_a_positive_score_is_a_majority():
+    codes = np.array([[0, 0, 1, -1]])
+    keep = np.ones(codes.shape, dtype=bool)
+    for row in ([0.0] * 4, [NAN] * 4, [-1.0, -2.0, -0.5, 7.0], [NAN, -1.0, -np.inf, np.inf]):
+        assert score_sum(codes, keep, np.array([row])).tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_score_sum_agrees_with_a_loop(seed: int):
+    rng = np.random.default_rng(seed)
+    codes, scores = rng.integers(-1, 3, size=(40, 6)), rng.normal(size=(40, 6))
+    keep = rng.random(codes.shape) < 0.7
+    win = score_sum(codes, keep, scores)
+    for r in range(40):
+        votes: Counter[int] = Counter()
+        for i in np.flatnonzero(keep[r] & (codes[r] >= 0)):
+            votes[int(codes[r, i])] += max(scores[r, i], 0.0)
+        if sum(votes.values()) > 0:
+            assert win[r].argmax() == votes.most_common(1)[0][0]
+            assert win[r].max() == 1.0
+        else:
+            assert win[r].tolist() == majority(codes, keep)[r].tolist()
 
 
 def test_winning_probabilities_sum_to_one():

@@ -250,7 +250,8 @@ def markdown(rows: Sequence[Row]) -> str:
                 _number(line.score_seconds, 3),
             ]
             parts.append("| " + " | ".join(values) + " |")
-    parts += ["", LEGEND.replace("bold", "**bold**") + ". Tokens, calls, money and seconds per problem."]
+    units = ". Tokens, calls, money and seconds per problem."
+    parts += ["", LEGEND.replace("bold", "**bold**") + units]
     parts += [f"\n- {_escape(note)}" for note in _notes(rows)]
     return "\n".join(parts) + "\n"
 
