@@ -35,10 +35,11 @@ class Aggregation(Enum):
     mean = "mean"
     last = "last"
 
-    def of(self, scores: Sequence[float]) -> float:
+    def of(self, scores: Iterable[float | Unjudged]) -> float:
+        values = [checked(score) for score in scores]
         if self is Aggregation.last:
-            return float(scores[-1])
-        return float(np.min(scores) if self is Aggregation.min else np.mean(scores))
+            return values[-1]
+        return float(np.min(values) if self is Aggregation.min else np.mean(values))
 
 
 @dataclass(kw_only=True)
@@ -52,10 +53,9 @@ class Judge(SignalGenerator):
     def require(self, option: str, good: bool, constraint: str) -> None:
         """Raise `ConfigError` for an option that is not good."""
         if not good:
-            value = getattr(self, option)
+            name, value = type(self).__name__, getattr(self, option)
             raise ConfigError(
-                f"The {option!r} parameter of {type(self).__name__} must be {constraint}. "
-                f"Got {value!r} instead."
+                f"The {option!r} parameter of {name} must be {constraint}. Got {value!r} instead."
             )
 
     def require_least(self, **least: float) -> None:
@@ -106,6 +106,13 @@ def attempt(read: Callable[..., Result], *args: Any) -> Result | Unjudged:
         return reason
 
 
+def checked(score: float | Unjudged) -> float:
+    """The score; raises the reason where there is none."""
+    if isinstance(score, Unjudged):
+        raise score
+    return score
+
+
 def ask_each(endpoint: Endpoint, asked: Sequence[Sequence[Request]]) -> list[list[Reply]]:
     """The replies to several lists of requests, all sent at once."""
     replies = iter(endpoint.ask([request for requests in asked for request in requests]))
@@ -115,13 +122,26 @@ def ask_each(endpoint: Endpoint, asked: Sequence[Sequence[Request]]) -> list[lis
 # --- reading the reply ------------------------------------------------------------------------
 
 
-def judged(scores: Iterable[float | Unjudged]) -> list[float]:
-    """The scores; raises the reason of the first that is none."""
-    own = list(scores)
-    for reason in own:
-        if isinstance(reason, Unjudged):
-            raise reason
-    return [score for score in own if not isinstance(score, Unjudged)]
+class Mode(Enum):
+    """How a verdict is read."""
+
+    logprob = "logprob"
+    sampled = "sampled"
+    score = "score"
+
+    def read(self, reply: Reply, yes: str, no: str, data: Iterable[str]) -> float:
+        """p(yes), the share of yes among the verdicts stated, or the mean of the scores given."""
+        choices = choices_of(reply)
+        if self is Mode.logprob:
+            tokens = tokens_of(reply, "use method.mode=sampled or score")
+            return verdict_probability(tokens, yes, no)
+        if self is Mode.score:
+            return float(np.mean([read_score(choice.text, data) for choice in choices]))
+        verdicts = [read_verdict(choice.text, yes, no, data) for choice in choices]
+        given = [verdict for verdict in verdicts if verdict is not None]
+        if not given:
+            raise Unjudged(f"none of {len(choices)} replies says {yes!r} or {no!r}")
+        return float(np.mean(given))
 
 
 def choices_of(reply: Reply) -> tuple[Choice, ...]:
@@ -133,13 +153,14 @@ def choices_of(reply: Reply) -> tuple[Choice, ...]:
     return reply.choices
 
 
-def tokens_of(choice: Choice, instead: str) -> tuple[Token, ...]:
-    """The tokens of a reply with their log-probabilities."""
-    if choice.tokens is None:
+def tokens_of(reply: Reply, instead: str = "this method needs them") -> tuple[Token, ...]:
+    """The tokens of the first reply with their log-probabilities."""
+    tokens = choices_of(reply)[0].tokens
+    if tokens is None:
         raise Unjudged(f"the server returns no log-probabilities; {instead}")
-    if not choice.tokens:
+    if not tokens:
         raise Unjudged("the reply is empty")
-    return choice.tokens
+    return tokens
 
 
 def same_word(token: str, word: str) -> bool:
@@ -175,22 +196,6 @@ def verdict_probability(tokens: Sequence[Token], yes: str, no: str) -> float:
     least = math.exp(min(top.values()))
     p_yes, p_no = p_yes or least, p_no or least
     return p_yes / (p_yes + p_no)
-
-
-def probability(
-    reply: Reply, yes: str, no: str, instead: str = "this method needs them"
-) -> float:
-    """`verdict_probability` of a reply."""
-    return verdict_probability(tokens_of(choices_of(reply)[0], instead), yes, no)
-
-
-def share_of_yes(choices: Sequence[Choice], yes: str, no: str, data: Iterable[str]) -> float:
-    """The share of yes among the verdicts that the replies state; those without one do not count."""
-    verdicts = [read_verdict(choice.text, yes, no, data) for choice in choices]
-    given = [verdict for verdict in verdicts if verdict is not None]
-    if not given:
-        raise Unjudged(f"none of {len(choices)} replies says {yes!r} or {no!r}")
-    return float(np.mean(given))
 
 
 def read_verdict(text: str, yes: str, no: str, data: Iterable[str]) -> bool | None:

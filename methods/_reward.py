@@ -104,7 +104,7 @@ class RewardMethod(Learned):
 
     @property
     def file_stem(self) -> str:
-        return self.weights_of
+        return self.weights_of or super().file_stem
 
     @property
     def splitting(self) -> tuple[Steps, Unfinished]:

@@ -11,7 +11,7 @@ Ours: the thoughts end at the checkpoint and begin with the first generated toke
 when its Monte-Carlo label is above one half and left out when it equals one half; by default both
 centroids count, since nearness to one alone follows the length of D. With `centred` the centroids
 differ by what distinguishes right from wrong paths within problems: the mean over right (wrong)
-prefixes of D minus the mean D of their problem and length, added to the mean of all D.
+prefixes of D minus the mean D of their problem, added to the mean of all D.
 """
 
 from collections.abc import Sequence

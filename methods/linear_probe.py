@@ -1,16 +1,17 @@
 """Linear probe: a logistic regression on one hidden state of the prefix.
 
-Formula: S_i = w . (h - mu) / sigma + b, with h a hidden state of one layer at the checkpoint: of
-the last token, or a mean over all tokens or over the ends of steps; mu and sigma standardise.
+Formula: S_i = w . (h - mu) / sigma + b, with h a hidden state of one layer: the mean over the
+tokens of the prefix, over those that end a step, or that of the last token; mu and sigma
+standardise.
 
 Source: "Reasoning Models Know When They're Right: Probing Hidden States for Self-Verification",
 arXiv 2504.05419 (https://arxiv.org/abs/2504.05419). The paper reads the last layer at the last
 token of a chunk that ends with an intermediate answer, and learns whether that answer is right.
-Ours: the state at the checkpoint and Monte-Carlo soft labels (every prefix counts as right with
-weight p and as wrong with weight 1 - p); the layer and the strength of the L2 penalty with the
-best within-problem AUROC on held-out problems; with `centred`, the mean state of the paths of one
-problem and length is subtracted in training, so that nothing is learned about how hard a problem
-is.
+Ours: the checkpoint instead of an answer, where on the embedded model a mean ranks paths better
+than the last token; Monte-Carlo soft labels (every prefix counts as right with weight p and as
+wrong with weight 1 - p); the layer and the strength of the L2 penalty with the best within-problem
+AUROC on held-out problems; with `centred`, the mean state of a problem's paths is subtracted in
+training, so that nothing is learned about how hard a problem is.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from prunebench.method import Context, LabelledPrefix
 
 from ._states import Pooling, StateSignal, learn_mark, pool, step_ends
 
-INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
+INVERSE_PENALTIES = (0.0001, 0.001, 0.01, 0.1)
 
 
 @dataclass(kw_only=True)
@@ -36,9 +37,9 @@ class LinearProbe(StateSignal):
     ----------
     checkpoint : folder with trained weights; None takes the ones for the model at hand.
     layer : hidden state that is read, 0 = embeddings, -1 = last; None takes the best.
-    pooling : last token, mean over all tokens, or mean over the tokens that end a step.
+    pooling : mean over all tokens or over those that end a step, or the last token.
     mark : text that ends a step; empty takes what the training texts use.
-    centred : learn from differences between paths of the same problem and length.
+    centred : learn from differences between paths of the same problem.
     """
 
     paper = "arXiv 2504.05419, https://arxiv.org/abs/2504.05419"
@@ -46,7 +47,7 @@ class LinearProbe(StateSignal):
     structure = ("layer", "pooling", "mark")
 
     layer: int | None = None
-    pooling: Pooling = Pooling.last
+    pooling: Pooling = Pooling.mean
     mark: str = ""
     centred: bool = True
 

@@ -18,21 +18,15 @@ the words are the marks `.` and `!`. Lines that a path itself marked `!` are voi
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
-
-import numpy as np
 
 from prunebench.endpoint import Reply, Request
 from prunebench.errors import ConfigError
 from prunebench.method import Context, Path, PathGroup
 
 from . import _judge, _prompts
-from ._judge import Aggregation, Unjudged
-from ._prompts import Api
-
-Mode = Enum("Mode", {name: name for name in ("logprob", "sampled", "score")})
-Ask = Enum("Ask", {name: name for name in ("auto", "chat", "completions")})
+from ._judge import Aggregation, Mode, Unjudged
+from ._prompts import Api, Ask
 
 
 @dataclass(kw_only=True)
@@ -105,10 +99,26 @@ class LLMJudge(_judge.Judge):
         return pieces if self.per_line else pieces[-1:]
 
     def _request(self, group: PathGroup, piece: str) -> Request:
-        ...
+        fields: dict[str, Any] = {"top_logprobs": _judge.TOP}
+        usual = 1
+        if self.mode is not Mode.logprob:
+            fields = {"temperature": self.temperature, "n": self.n_samples, "seed": group.seed}
+            usual = 1024 if self._api is Api.chat else 16
+        if self._marks:
+            prompt = self._prompt.replace("{question}", group.question) + piece
+            return Request(prompt=prompt, max_tokens=1, **fields)
+        question = _prompts.SCORE if self.mode is Mode.score else _prompts.VERDICT
+        text = _prompts.render(
+            self.template or _prompts.direct(self._api, question),
+            dict(zip(("yes", "no"), self._words, strict=True)),
+            {"question": group.question, "solution": piece},
+        )
+        fields["max_tokens"] = self.max_tokens or usual
+        return _prompts.request(self._api, text, no_think=self.no_think, **fields)
 
     def _value(self, question: str, pieces: list[str], replies: list[Reply]) -> float:
         if not pieces:
             raise Unjudged("the path has no complete line to judge")
         pairs = zip(replies, pieces, strict=True)
-        return self.aggregation.of([self._read(reply, (question, piece)) for reply, piece in pairs])
+        read = self.mode.read
+        return self.aggregation.of([read(r, *self._words, (question, p)) for r, p in pairs])

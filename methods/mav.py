@@ -17,8 +17,9 @@ import numpy as np
 from prunebench.endpoint import Reply, Request
 from prunebench.method import PathGroup
 
-from . import _judge
-from ._judge import Api, Unjudged
+from . import _judge, _prompts
+from ._judge import Mode, Unjudged
+from ._prompts import Api
 
 ASPECTS = {
     "correctness": "everything stated so far is correct",
@@ -29,7 +30,6 @@ ASPECTS = {
     "understanding": "the solution answers the question that was asked",
     "approach": "the approach can lead to the answer",
 }
-QUESTION = "Check one aspect only: {aspect}. Reply True if that holds, False if not."
 TIE = 1e-3
 
 
@@ -59,13 +59,8 @@ class MAV(_judge.Judge):
     def __post_init__(self) -> None:
         names = self.aspects.split()
         good = bool(names) and len(set(names)) == len(names) and set(names) <= ASPECTS.keys()
-        _judge.require(
-            "MAV",
-            [
-                ("aspects", self.aspects, good, f"different names among {', '.join(ASPECTS)}"),
-                ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
-            ],
-        )
+        self.require("aspects", good, f"different names among {', '.join(ASPECTS)}")
+        self.require_least(max_tokens=1)
 
     def judge(self, group: PathGroup) -> list[float | Unjudged]:
         asked = [self._requests(group.question, path.text) for path in group.paths]
@@ -74,13 +69,12 @@ class MAV(_judge.Judge):
         return [_judge.attempt(_value, *both) for both in zip(replies, data, strict=True)]
 
     def _requests(self, question: str, text: str) -> list[Request]:
-        template = _judge.MATERIAL + QUESTION
-        template += "\n\nReply:" if self.api is Api.completions else ""
+        template = _prompts.direct(self.api, _prompts.ASPECT)
         data = {"question": question, "solution": text}
         return [
-            _judge.request(
+            _prompts.request(
                 self.api,
-                _judge.render(template, {"aspect": ASPECTS[name]}, data),
+                _prompts.render(template, {"aspect": ASPECTS[name]}, data),
                 no_think=self.no_think,
                 max_tokens=self.max_tokens,
                 top_logprobs=_judge.TOP,
@@ -96,10 +90,5 @@ def _value(replies: list[Reply], data: tuple[str, str]) -> float:
 
 def _approval(reply: Reply, data: tuple[str, str]) -> float:
     """p(True), or the vote itself where there are no log-probabilities."""
-    [choice] = _judge.choices_of(reply)
-    if choice.tokens:
-        return _judge.verdict_probability(choice.tokens, "True", "False")
-    vote = _judge.read_verdict(choice.text, "True", "False", data)
-    if vote is None:
-        raise Unjudged("a verifier says neither True nor False")
-    return float(vote)
+    mode = Mode.logprob if _judge.choices_of(reply)[0].tokens else Mode.sampled
+    return mode.read(reply, "True", "False", data)

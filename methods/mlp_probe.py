@@ -1,15 +1,15 @@
 """MLP probe: a small network on one hidden state of the prefix.
 
-Formula: S_i = v . relu(W (h - mu) / sigma + a) + b, with h a hidden state of one layer at the
-checkpoint: of the last token, or a mean over all tokens or over the ends of steps.
+Formula: S_i = v . relu(W (h - mu) / sigma + a) + b, with h a hidden state of one layer: the mean
+over the tokens of the prefix, over those that end a step, or that of the last token.
 
 Source: "Reasoning Models Know When They're Right: Probing Hidden States for Self-Verification",
 arXiv 2504.05419 (https://arxiv.org/abs/2504.05419), which finds that one hidden layer adds little
 to a linear probe. It reads the last layer at the last token of a chunk that ends with an
 intermediate answer, and learns whether that answer is right.
-Ours: as `linear_probe`, the state at the checkpoint, Monte-Carlo soft labels, and the layer and
-epoch with the best within-problem AUROC on held-out problems; with `centred`, the logit of the
-problem's mean label is added in the loss, as in `stop`.
+Ours: as in `linear_probe`, the checkpoint instead of an answer, a mean of states, Monte-Carlo soft
+labels, and the layer (and epoch) with the best within-problem AUROC on held-out problems; with
+`centred`, the logit of the problem's mean label is added in the loss, as in `stop`.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class MLPProbe(StateSignal):
     ----------
     checkpoint : folder with trained weights; None takes the ones for the model at hand.
     layer : hidden state that is read, 0 = embeddings, -1 = last; None takes the best.
-    pooling : last token, mean over all tokens, or mean over the tokens that end a step.
+    pooling : mean over all tokens or over those that end a step, or the last token.
     mark : text that ends a step; empty takes what the training texts use.
     width : units of the hidden layer.
     learning_rate, weight_decay, batch_size : of AdamW.
@@ -55,7 +55,7 @@ class MLPProbe(StateSignal):
     structure = ("layer", "pooling", "mark")
 
     layer: int | None = None
-    pooling: Pooling = Pooling.last
+    pooling: Pooling = Pooling.mean
     mark: str = ""
     width: int = 64
     learning_rate: float = 1e-3

@@ -183,7 +183,7 @@ class Trainable(ABC):
     def check_fitted(self) -> None:
         """Raise `NotTrained`, with the remedy, when there is no learned state."""
         if not self.is_fitted:
-            name = type(self).__module__.rsplit(".", 1)[-1]
+            name = self.weights_of or type(self).__module__.rsplit(".", 1)[-1]
             raise NotTrained(
                 f"The method {name!r} has no trained weights yet. Train it with "
                 f"'python -m prunebench train method={name} model=<model>', or point "

@@ -95,15 +95,13 @@ def layers_to_try(backend: Backend, layer: int | None) -> list[int]:
 
 
 def problem_centred(values: np.ndarray, examples: Sequence[LabelledPrefix]) -> np.ndarray:
-    """`(n, ...)` values minus their mean over the examples of the same problem and length.
+    """`(n, ...)` values minus their mean over the examples of the same problem.
 
     What is left are differences between paths that compete with each other, so that nothing can
     be learned about how hard a problem is.
     """
-    number: dict[tuple[str, int], int] = {}
-    group = np.array(
-        [number.setdefault((e.problem_id, len(e.prefix_ids)), len(number)) for e in examples]
-    )
+    number: dict[str, int] = {}
+    group = np.array([number.setdefault(e.problem_id, len(number)) for e in examples])
     sums = np.zeros((len(number), *values.shape[1:]))
     np.add.at(sums, group, values)
     shape = (-1,) + (1,) * (values.ndim - 1)

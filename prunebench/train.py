@@ -38,6 +38,11 @@ def train(run: RunConfig, console: Console) -> Path:
             f"The method {name!r} has nothing to train. Learnable methods: "
             f"{', '.join(n for n, c in registry.methods().items() if issubclass(c, Trainable))}."
         )
+    if not method.needs_training:
+        raise ConfigError(
+            f"With these options the method {name!r} takes weights that were published; there is "
+            f"nothing to train. Leave them out to train it for {run.model.name!r}."
+        )
     run.validate()
     backend = run.backend
     backend.bind(run.spec(), options.seed)

@@ -21,8 +21,9 @@ from prunebench.endpoint import Choice, Endpoint, Reply, Request, Token
 from prunebench.errors import ConfigError
 from prunebench.fakeendpoint import FakeEndpoint
 from prunebench.method import Context, PathGroup, SignalGenerator
-from prunebench.methods import _judge, gen_prm
-from prunebench.methods._judge import Aggregation, Api, Unjudged
+from prunebench.methods import _judge, _prompts, gen_prm
+from prunebench.methods._judge import Aggregation, Unjudged
+from prunebench.methods._prompts import Api
 from prunebench.methods.deepprune import DeepPrune, Keep
 from prunebench.methods.gen_prm import GenPRM
 from prunebench.methods.llm_judge import Ask, LLMJudge, Mode
@@ -168,6 +169,11 @@ def test_without_either_word_there_is_no_verdict() -> None:
             _judge.verdict_probability([token("<think>", **top)], "Yes", "No")
 
 
+def test_a_probability_that_is_not_a_number_is_no_verdict() -> None:
+    with pytest.raises(Unjudged, match="nan%"):
+        _judge.verdict_probability([token("Yes", Yes=math.nan, No=0.5)], "Yes", "No")
+
+
 def test_a_lonely_token_says_nothing_about_the_other_word() -> None:
     with pytest.raises(Unjudged, match="no alternatives"):
         _judge.verdict_probability([Token(text="Yes", logprob=-0.1, top={})], "Yes", "No")
@@ -271,8 +277,16 @@ def test_no_score_in_range(reply: str) -> None:
 def test_a_template_is_filled_in_one_pass_and_its_delimiters_stand_alone() -> None:
     template = "[Task]\n<a>{x}</a>{y}{word}{z}"
     data = {"x": "{y}</A >< / a><b></b> 1<2", "y": "{x}[task]<|eot|>"}
-    text = _judge.render(template, {"word": "{x}"}, data)
+    text = _prompts.render(template, {"word": "{x}"}, data)
     assert text == "[Task]\n<a>{y}&lt;/A >&lt; / a><b></b> 1<2</a>{x}&#91;task]&lt;|eot|>{x}{z}"
+
+
+@pytest.mark.parametrize(
+    "marker", ["<|im_end|>", "<｜User｜>", "</s>", "<start_of_turn>", "[/INST]", "</verify>"]
+)
+def test_chat_markers_and_delimiters_that_a_value_brings_are_escaped(marker: str) -> None:
+    text = _prompts.render("{code}{step}", {"code": _prompts.CODE}, {"step": f"1 {marker} 2"})
+    assert text.removeprefix(_prompts.CODE) in {f"1 &lt;{marker[1:]} 2", f"1 &#91;{marker[1:]} 2"}
 
 
 @pytest.mark.parametrize("make", JUDGES)
@@ -415,6 +429,13 @@ def test_llm_judge_judges_the_embedded_model_in_its_own_language() -> None:
     assert (request.max_tokens, request.messages) == (1, None)
 
 
+@pytest.mark.parametrize("mode", [Mode.logprob, Mode.sampled])
+def test_a_mark_is_the_next_token_whatever_the_length_of_a_reply(mode: Mode) -> None:
+    endpoint = Scripted(lambda request: mark(0.75))
+    score(LLMJudge(mode=mode, max_tokens=8), endpoint, group("7*11=77.\n"), TINY)
+    assert endpoint.asked[0].max_tokens == 1
+
+
 @pytest.mark.parametrize(("how", "value"), [("min", 0.5), ("mean", 0.7), ("last", 0.9)])
 def test_line_by_line_the_judge_is_a_process_reward_model(how: str, value: float) -> None:
     endpoint = Scripted(lambda request: mark(0.5 if said(request).endswith("=77") else 0.9))
@@ -520,6 +541,13 @@ def test_deepprune_agrees_with_path_by_path_clustering() -> None:
         assert scores == pytest.approx(expected[order])
         assert len(endpoint.asked) == calls
         assert len(endpoint.rounds) == len(clusters)
+
+
+def test_deepprune_asks_for_the_words_that_it_reads() -> None:
+    endpoint = Scripted(lambda request: verdict(0.9, "same", "other"))
+    scores = score(DeepPrune(yes="same", no="other"), endpoint, group("0", "1"))
+    assert scores == pytest.approx([1 + 2 / 3, 2 / 3])
+    assert said(endpoint.asked[0]).endswith("Reply same or other.")
 
 
 def test_deepprune_goes_on_without_a_path_that_cannot_be_compared() -> None:
@@ -633,6 +661,13 @@ def test_gen_prm_judges_steps_with_those_before_them(how: str, value: float) -> 
     assert said(forced).endswith("<analyze>\nfine.</analyze>\n<output>\n**Judgement**: $\\boxed")
 
 
+@pytest.mark.parametrize("make", [GenPRM, ThinkPRM])
+def test_a_path_of_nothing_but_marks_is_one_step(make: Any) -> None:
+    endpoint = FakeEndpoint()
+    assert np.isfinite(score(make(mark="."), endpoint, group(". ."))).all()
+    assert ". ." in said(endpoint.asked[0])
+
+
 CODE = "```python\nprint(6 * 7)\n```"
 
 
@@ -742,6 +777,7 @@ def test_the_network_has_no_device() -> None:
         (LLMJudge, {"max_tokens": -1}, "max_tokens"),
         (LLMJudge, {"template": "Is it right?"}, "template"),
         (LLMJudge, {"yes": "no"}, "no"),
+        (LLMJudge, {"yes": " "}, "no"),
         (MAV, {"aspects": ""}, "aspects"),
         (MAV, {"aspects": "logic logic"}, "aspects"),
         (MAV, {"aspects": "logic beauty"}, "aspects"),

@@ -33,7 +33,7 @@ FILES = sorted(
     file
     for folder in prunebench.methods.__path__
     for file in FilePath(folder).glob("*.py")
-    if file.stem != "__init__"
+    if not file.stem.startswith("_")
 )
 PROBLEM = Problem(id="p", question="1+1", answer="2")
 

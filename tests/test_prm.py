@@ -40,6 +40,7 @@ from prunebench.errors import (
     NotTrained,
     Unavailable,
 )
+from prunebench.lab import Lab
 from prunebench.method import Context, LabelledPrefix
 from prunebench.methods._reward import RewardMethod
 from prunebench.methods.labor import LaBoR
@@ -901,6 +902,29 @@ def test_only_a_served_model_needs_a_server(qwen_folder):
     assert PRM(server=True, **options).published_weights() is None
     assert PRM(**options).requires == PRM.requires == frozenset()
     assert PRM(**options).published_weights() is not None
+
+
+def test_a_run_finds_the_weights_of_prm_and_known_published_ones(qwen_folder, tmp_path):
+    trained = tmp_path / "tiny" / "prm"
+    trained.mkdir(parents=True)
+    (trained / "prm.json").write_text("{}")
+    folder, _ = qwen_folder
+    published = f"method.path={folder}"
+    found = []
+    for overrides in ([f"train.output={tmp_path}"], ["method.family=skywork_o1_prm", published]):
+        with hydra_ready():
+            run = to_run(composed(["method=labor", *overrides]))
+        found.append(Lab().prepared(run))
+    assert found[0].checkpoint == trained
+    assert found[1].checkpoint is None
+    hashes = [prepared.checkpoint_hash for prepared in found]
+    assert None not in hashes
+    with (folder / "special.safetensors").open("wb") as file:
+        file.write(b"other weights")
+    with hydra_ready():
+        run = to_run(composed(["method=labor", "method.family=skywork_o1_prm", published]))
+    assert Lab().prepared(run).checkpoint_hash not in hashes  # scores are not taken for old ones
+    (folder / "special.safetensors").unlink()
 
 
 PRESETS = sorted(p.stem for p in (Path(__file__).parent.parent / "conf" / "method").glob("*.yaml"))
