@@ -4,9 +4,9 @@ Formula: S_i = v . relu(W (h - mu) / sigma + a) + b, with h a hidden state of on
 over the tokens of the prefix, over those that end a step, or that of the last token.
 
 Source: "Reasoning Models Know When They're Right: Probing Hidden States for Self-Verification",
-arXiv 2504.05419 (https://arxiv.org/abs/2504.05419), which finds that one hidden layer adds little
-to a linear probe. It reads the last layer at the last token of a chunk that ends with an
-intermediate answer, and learns whether that answer is right.
+arXiv 2504.05419 (https://arxiv.org/abs/2504.05419). The paper reads the last layer at the last
+token of a chunk that ends with an intermediate answer, and learns whether that answer is right;
+its probe is linear or has one hidden layer.
 Ours: as in `linear_probe`, the checkpoint instead of an answer, a mean of states, Monte-Carlo soft
 labels, and the layer (and epoch) with the best within-problem AUROC on held-out problems; with
 `centred`, the logit of the problem's mean label is added in the loss, as in `stop`.

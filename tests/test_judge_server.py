@@ -7,6 +7,7 @@ not. Reference: the next-token log-probabilities of the transformers backend.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import prunebench.tiny
 from prunebench.backend import ModelSpec
 from prunebench.backends.transformers import TransformersBackend
+from prunebench.cli import main
 from prunebench.cost import Ledger
 from prunebench.endpoint import EndpointConfig
 from prunebench.endpointclient import OpenAIEndpoint
@@ -245,6 +248,34 @@ def test_the_server_takes_the_requests_of_every_judge(
     for reason in paths.unscored.values():
         assert "refused" not in reason
         assert "log-prob" not in reason
+
+
+def test_the_command_line_judges_over_http_and_pays_once(
+    base_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["method=llm_judge", "method.per_line=true", "method.aggregation=min"]
+    command += ["endpoint=local", f"endpoint.base_url={base_url}", "endpoint.price_prompt=1"]
+    command += ["endpoint.price_completion=2", "n_paths=6", "keep=2", "dataset.limit=3"]
+    tables = []
+    for _ in range(2):
+        assert main([*command, f"hydra.run.dir=run{len(tables)}"]) == 0
+        table = pd.read_csv(f"run{len(tables)}/summary.csv", index_col="method")
+        tables.append(table.loc["llm_judge"])
+    first, again = tables
+    assert first["status"] == "ok"
+    assert first["calls"] > 6, "several lines a path"
+    # each request reads its prompt at 1 and writes one token at 2, per million
+    assert first["money"] * 1e6 == pytest.approx(first["verifier_tokens"] + first["calls"])
+    assert first["avg"] == again["avg"]
+    [cache] = tmp_path.rglob("replies.sqlite")
+    shutil.rmtree(tmp_path / "results" / "bank", ignore_errors=True)
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert main([*command, "endpoint.max_attempts=1", "hydra.run.dir=run2"]) == 0
+    assert cache.stat().st_size > 0
+    fresh = pd.read_csv("run2/summary.csv", index_col="method").loc["llm_judge"]
+    assert fresh["verifier_tokens"] == first["verifier_tokens"], "cached replies cost the same"
+    assert np.isnan(fresh["score_seconds"]), "but their time is not known"
 
 
 def test_a_request_that_is_too_long_is_refused_by_itself(

@@ -13,6 +13,7 @@ from prunebench import samples, statestore
 from prunebench.backend import ModelSpec
 from prunebench.backends.fake import FakeBackend
 from prunebench.cachereader import within_problem_auroc
+from prunebench.checkpoints import SHIPPED
 from prunebench.errors import ConfigError, DamagedFile, NotTrained
 from prunebench.method import Capability, Context, LabelledPrefix
 from prunebench.methods._mlp import MLPRecipe, mlp_logits, train_mlp
@@ -459,3 +460,33 @@ def test_otv_targets_grow_from_one_half_to_the_label(examples):
     assert found == [0.75, 1.0, 0.25]
     assert [e.label for e in OTV(horizon=6).targets([right, wrong])] == [1.0, 0.0]
     assert [e.label for e in OTV(horizon=48).targets([right, longer])] == [0.625, 0.75]
+
+
+# --------------------------------------------------------------------------- the shipped weights
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from prunebench.backends.transformers import TransformersBackend
+
+    made = TransformersBackend(threads=1)
+    made.bind(ModelSpec(name="tiny", id="embedded:tiny", prompt="{question}\n", answer="line"), 0)
+    return made
+
+
+@pytest.mark.parametrize("cls", [LinearProbe, MLPProbe, StepMLP, Clue, OTV])
+def test_shipped_weights_fit_the_defaults_and_score(tiny, cls):
+    method = cls()
+    method.load(SHIPPED / method.file_stem, Context(model_name="tiny", backend=tiny))
+    prompt = tiny.prompt_ids("12+30")
+    prefixes = [tiny.tokenize(text) for text in ("12+30=42\n", "12+30=", "12+30=32\nA3")]
+    paths = group_of(tiny, prefixes, requires=next(iter(method.requires)))
+    group = replace(paths, prompt_ids=prompt, _internals=lambda: tiny.encode(prompt, prefixes))
+    scores = method.score(group)
+    assert np.isfinite(scores).all()
+    assert len(set(scores)) == 3
+
+
+def test_shipped_weights_are_small():
+    files = [f for method in QUICK for f in (SHIPPED / method.file_stem).rglob("*") if f.is_file()]
+    assert 0 < sum(f.stat().st_size for f in files) < 3_000_000
