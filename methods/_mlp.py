@@ -6,7 +6,7 @@ Knows rows of features and soft labels; knows nothing of paths.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,11 @@ class MLPRecipe:
     batch_size: int
     epochs: int
     patience: int
+
+    @classmethod
+    def of(cls, method: Any) -> MLPRecipe:
+        """The options of a method, which have the same names."""
+        return cls(**{f.name: getattr(method, f.name) for f in fields(cls)})
 
 
 def mlp_logits(weights: Weights, x: np.ndarray) -> np.ndarray:

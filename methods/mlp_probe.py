@@ -96,14 +96,7 @@ class MLPProbe(StateSignal):
         tried = []
         for k, layer in enumerate(layers):
             weights, found = train_mlp(
-                MLPRecipe(
-                    width=self.width,
-                    learning_rate=self.learning_rate,
-                    weight_decay=self.weight_decay,
-                    batch_size=self.batch_size,
-                    epochs=self.epochs,
-                    patience=self.patience,
-                ),
+                MLPRecipe.of(self),
                 x[:, k],
                 labels,
                 logit_offsets(train, self.centred),

@@ -98,14 +98,7 @@ class StepMLP(StateSignal):
             return within_problem_auroc(sums / valid_counts, valid)
 
         self.weights_, found = train_mlp(
-            MLPRecipe(
-                width=self.width,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                batch_size=self.batch_size,
-                epochs=self.epochs,
-                patience=self.patience,
-            ),
+            MLPRecipe.of(self),
             np.concatenate(steps),
             labels,
             np.repeat(logit_offsets(train, self.centred), counts),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,9 +81,13 @@ class Reply:
 
 
 class Endpoint(ABC):
-    """Sends requests to a model behind a server and counts what they cost."""
+    """Sends requests to a model behind a server and counts what they cost.
+
+    `on_reply`, if set, is called once per request that has its reply: a progress bar listens.
+    """
 
     model: str
+    on_reply: Callable[[], None] | None = None
 
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> list[Reply]:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunebench.cost import Ledger
@@ -75,14 +75,13 @@ class OpenAIEndpoint(Endpoint):
     """Sends requests to an OpenAI-compatible server.
 
     `ask` is synchronous and must not be called from inside a running event loop. Requests of equal
-    content are sent once. The connection, the key and the package `openai` are needed only when a
-    reply is not in the cache.
+    content are sent, and counted, once. The connection, the key and the package `openai` are
+    needed only when a reply is not in the cache.
 
     Attributes
     ----------
     unknown_usage : replies whose tokens the server did not report; they count as 0 tokens and make
         the money NaN.
-    on_reply : called once per request that has its reply, to move a progress bar.
     """
 
     def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
@@ -94,7 +93,6 @@ class OpenAIEndpoint(Endpoint):
         self.config, self.ledger = config, ledger
         self.model, self.base_url = config.model, config.base_url.rstrip("/")
         self.unknown_usage = 0
-        self.on_reply: Callable[[], None] | None = None
         self._cache: ReplyCache | None = None
         self._runner: asyncio.Runner | None = None
         self._client: Any = None
@@ -118,12 +116,11 @@ class OpenAIEndpoint(Endpoint):
         missing = {k: r for k, r in zip(keys, requests, strict=True) if k not in replies}
         if missing:
             replies |= self._fetch_all(missing)
-        for key in keys:
-            if key in missing:
-                del missing[key]  # counted when it was sent
-            else:
-                self._count(replies[key][1], cached_calls=1)
-                self._show_progress()
+        for key in replies.keys() - missing.keys():  # the others were counted when they were sent
+            self._count(replies[key][1], cached_calls=1)
+            self._show_progress()
+        for _ in range(len(keys) - len(replies)):  # the equal ones
+            self._show_progress()
         return [replies[key][0] for key in keys]
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prunebench.cells import NONE, ORACLE, RANDOM, Cell
 from prunebench.config import RunConfig, plain
+from prunebench.endpoint import Endpoint
 from prunebench.environment import environment
 from prunebench.evaluate import (
     Status,
@@ -133,9 +134,15 @@ def write_run(execution: Execution, run: RunConfig, folder: Path, run_id: str) -
 
 
 class progress:
-    """A progress bar on the console; yields `advance(n)`. Silent for work that is no work."""
+    """A progress bar on the console; yields `advance(n)`. Silent for work that is no work.
 
-    def __init__(self, console: Console, title: str, total: int) -> None:
+    With an `endpoint`, it also shows how many replies of the server there are.
+    """
+
+    def __init__(
+        self, console: Console, title: str, total: int, endpoint: Endpoint | None = None
+    ) -> None:
+        self.title, self.endpoint, self.n_replies = title, endpoint, 0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -150,7 +157,15 @@ class progress:
 
     def __enter__(self) -> Any:
         self.bar.start()
+        if self.endpoint is not None:
+            self.endpoint.on_reply = self._replied
         return lambda n: self.bar.advance(self.task, n)
 
     def __exit__(self, *_: object) -> None:
+        if self.endpoint is not None:
+            self.endpoint.on_reply = None
         self.bar.stop()
+
+    def _replied(self) -> None:
+        self.n_replies += 1
+        self.bar.update(self.task, description=f"{self.title}, {self.n_replies} replies")

@@ -44,7 +44,8 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
     stored = lab.stored(run) if run.pool == run.n_paths else {}
     problems = run.dataset.problems()
     rows, same = [], []
-    with progress(console, f"online with {label}", len(problems)) as advance:
+    asked = lab.endpoint(run) if lab.judge(run) else None
+    with progress(console, f"online with {label}", len(problems), asked) as advance:
         for problem in problems:
             reference = stored.get(problem.id)
             try:

@@ -69,9 +69,10 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         )
         scorer = _Scorer(run=run, lab=lab, table=table, stored=stored)
         results = []
+        asked = lab.endpoint(run) if lab.judge(run) else None
         with (
             lab.clock("score"),
-            progress(console, f"scoring with {label}", len(plans)) as advance,
+            progress(console, f"scoring with {label}", len(plans), asked) as advance,
         ):
             for problem_id, subsets in plans.items():
                 try:
