@@ -24,10 +24,9 @@ from prunebench.types import TOKEN_STATS, Capability, Problem, TokenStats, Trace
 
 N_PROBLEMS, N_PATHS, TOP, VOCAB = 30, 64, 20, 1000
 READABLE = {Capability(name) for name in TOKEN_STATS}
-WORDS = (
-    "so we have the sum of two terms and then x equals 12 which gives 7*8=56 modulo 13 but "
-    "wait let me check this again since if n is even the factor 2 divides both sides hence"
-).split()
+SENTENCE = """so we have the sum of two terms and then x equals 12 which gives 7*8=56 modulo 13 but
+wait let me check this again since if n is even the factor 2 divides both sides hence"""
+WORDS = SENTENCE.split()
 
 
 class WordBackend(FakeBackend):
@@ -105,7 +104,8 @@ def main(n_tokens: int) -> None:
     table = pd.DataFrame(rows).sort_values("seconds", ascending=False)
     table["prefix_length"] = n_tokens
     print(table.to_string(index=False, float_format="%.3f"))
-    print(f"all together: {table.seconds.sum():.2f} s for {N_PATHS} prefixes x {N_PROBLEMS} problems")
+    total = table.seconds.sum()
+    print(f"all together: {total:.2f} s for {N_PATHS} prefixes x {N_PROBLEMS} problems")
     table.to_csv(Path(__file__).with_suffix(".csv"), index=False, float_format="%.4f")
 
 

@@ -224,7 +224,8 @@ def _run(arguments: list[str]) -> int:
     overrides = [a for a in arguments if a[:1] in "~+" or ("=" in a and a[:1] != "-")]
     if not any(a in ("--hydra-help", "--info", "-i", "--cfg", "-c") for a in arguments):
         compose.validate(overrides, config_dir=compose.config_dir(arguments))
-    return job.run(arguments)
+    sweep = any(a in ("-m", "--multirun") for a in arguments)
+    return job.run(compose.for_sweep(arguments) if sweep else arguments)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

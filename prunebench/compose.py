@@ -77,6 +77,26 @@ def validate(overrides: Sequence[str], config_dir: str | None = None) -> None:
         _compose([*extra, *firsts])
 
 
+def for_sweep(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a sweep, such that options of a group that is swept reach its cells only.
+
+    Hydra composes a sweep once without what is swept, where `method.keep=similar` would meet the
+    default method. As a choice of one value it is swept too.
+    """
+    swept = {
+        group for group in GROUPS for a in arguments
+        if a.startswith(f"{group}=") and ("," in a or "(" in a)
+    }  # fmt: skip
+    result = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        single = equals and not ("," in value or "(" in value)
+        if single and key.split(".")[0] in swept and "." in key:
+            argument = f"{key}=choice({value})"
+        result.append(argument)
+    return result
+
+
 def _compose(overrides: list[str]) -> DictConfig:
     try:
         return composed(overrides)

@@ -34,6 +34,11 @@ class Cost:
     money: float = 0.0
     seconds: float = 0.0
 
+    @property
+    def requests(self) -> float:
+        """Calls, those that the cache answered included: what the method takes without one."""
+        return self.calls + self.cached_calls
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{n: getattr(self, n) + getattr(other, n) for n in COST_FIELDS})
 

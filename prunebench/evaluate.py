@@ -193,7 +193,7 @@ def evaluate_problem(
         auroc=metrics.auroc(scores, pool.correct[subsets]),
         n_nan=len(np.unique(subsets[unscored])),
         probe_tokens=float(_column(costs, "probe_tokens").mean()),
-        calls=float(_column(costs, "calls").mean()),
+        calls=float(_column(costs, "requests").mean()),
         money=float(_column(costs, "money").mean()),
         score_seconds=metrics.mean_defined(_column(costs, "seconds")),
         reason=reason if unscored.any() else "",

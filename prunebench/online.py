@@ -141,7 +141,7 @@ def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None
         answer=voted_answer(pool, np.flatnonzero(outcome.kept), win[0]),
         n_nan=int(np.isnan(scores).sum()),
         probe_tokens=cost.probe_tokens,
-        calls=cost.calls,
+        calls=cost.requests,
         money=cost.money,
         score_seconds=cost.seconds,
         reason=outcome.check.reason or "",

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
-from prunebench import cli
+from prunebench import cli, compose
 from prunebench.cells import CSV_COLUMNS
 
 FAKE = ["backend=fake", "n_paths=8", "keep=2", "prefix_length=24", "dataset.limit=4"]
@@ -26,6 +26,14 @@ def only(folder, pattern):
     found = list(folder.glob(pattern))
     assert len(found) == 1, found
     return found[0]
+
+
+def test_in_a_sweep_of_methods_an_option_reaches_the_methods_only() -> None:
+    """Hydra composes a sweep with the default method first, which need not have the option."""
+    found = compose.for_sweep(["-m", "method=slim_sc,polr", "method.keep=similar", "keep=2"])
+    assert found == ["-m", "method=slim_sc,polr", "method.keep=choice(similar)", "keep=2"]
+    plain = ["-m", "method=polr", "method.threshold=0.3,0.6", "model.sampling.top_k=5"]
+    assert compose.for_sweep(plain) == plain
 
 
 def test_a_run_writes_everything_that_it_promises(tmp_path, capsys):
