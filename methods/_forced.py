@@ -69,6 +69,7 @@ class AnswerForcing(SignalGenerator):
 
     def setup(self, context: Context) -> None:
         self.backend_: Backend = context.backend
+        self.ledger_ = context.ledger
         self.style_ = as_style(context.backend.spec.answer or Style.LINE)
 
     def settled(self, path: Path) -> bool:
@@ -82,6 +83,19 @@ class AnswerForcing(SignalGenerator):
         if self.suffix or self.style_ is not Style.LINE:
             return self.suffix or SUFFIX[self.style_]
         return "A" if path.text.endswith("\n") else "\nA"
+
+    def prior_answers(self, group: PathGroup, n_samples: int, temperature: float) -> list[Answer]:
+        """Answers that are forced after the prompt, before the model has reasoned at all."""
+        alone = self.backend_.encode(group.prompt_ids, [np.zeros(0, np.int32)])
+        [replies] = alone.probe(
+            [self.backend_.tokenize(self.suffix or SUFFIX[self.style_])],
+            self.max_new_tokens,
+            n_samples=n_samples,
+            temperature=temperature,
+            seed=group.seed,
+        )
+        self.ledger_.add(verifier_tokens=alone.forwarded_tokens, probe_tokens=alone.sampled_tokens)
+        return [self.read(reply) for reply in replies]
 
     def answers(
         self, group: PathGroup, n_samples: int = 1, temperature: float = 0.0

@@ -5,9 +5,9 @@ Formula: a text that demands the answer is forced after each prefix, and the sho
     logprob  S_i = (1/|a_i|) sum over its tokens of log P(token), a_i the greedy answer, in nats
     entropy  S_i = sum over a of q(a) log q(a), an estimate of -H(A | x, p_i); q are the shares of
              m sampled answers
-
-The reduction H(A | x) - H(A | x, p_i) by the prefix ranks the paths of a problem like `entropy`:
-the first term is the same for all of them.
+    entropy_reduction  S_i = H(A | x) - H(A | x, p_i), what the prefix has settled; H(A | x) is
+             estimated from answers forced after the prompt alone. It is the same for all paths of a
+             problem, so that they rank as by `entropy`; the number compares problems.
 
 Source: `logprob` follows DEER, which stops reasoning when the mean probability of the tokens of a
 trial answer is high ("Dynamic Early Exit in Reasoning Models", arXiv 2504.15895,
@@ -36,19 +36,20 @@ class Measure(Enum):
 
     logprob = "logprob"
     entropy = "entropy"
+    entropy_reduction = "entropy_reduction"
 
 
 @dataclass(kw_only=True)
 class AnswerConfidence(AnswerForcing):
     """Higher = keep: the model is sure of its early answer.
 
-    `logprob` is at most 0, and -inf without an answer; `entropy` lies in [-log samples, 0]. NaN
-    for an empty prefix.
+    `logprob` is at most 0, and -inf without an answer; `entropy` lies in [-log samples, 0], its
+    reduction within log samples of 0. NaN for an empty prefix.
 
     Attributes
     ----------
-    measure : `logprob` of the greedy answer, or `entropy` of sampled ones.
-    samples, temperature : of the replies for `entropy`; 1.0 is the model's own distribution.
+    measure : `logprob` of the greedy answer, `entropy` of sampled ones, or its reduction.
+    samples, temperature : of the replies for the entropies; 1.0 is the model's own distribution.
     suffix : the text that demands the answer, up to where the answer begins; empty takes the one
         for the model's answer style.
     max_new_tokens : length of a reply.
@@ -68,18 +69,19 @@ class AnswerConfidence(AnswerForcing):
         check_positive(self, "samples", "temperature")
 
     def score(self, group: PathGroup) -> np.ndarray:
-        if self.measure is Measure.entropy:
-            answers = self.answers(group, self.samples, self.temperature)
-        else:
-            answers = self.answers(group)
+        drawn = (1, 0.0) if self.measure is Measure.logprob else (self.samples, self.temperature)
+        answers = self.answers(group, *drawn)
         scores = [self._score(path, own) for path, own in zip(group.paths, answers, strict=True)]
+        if self.measure is Measure.entropy_reduction:
+            prior = plug_in_entropy([a.value for a in self.prior_answers(group, *drawn)])
+            scores = [prior + score for score in scores]
         # Equal prefixes must tie, whatever the last bits of their batch.
         return np.round(np.array(scores, dtype=np.float64), 4)
 
     def _score(self, path: Path, own: list[Answer]) -> float:
         if not own:
             return path.unscored("the prefix is empty")
-        if self.measure is Measure.entropy:
+        if self.measure is not Measure.logprob:
             return -plug_in_entropy([answer.value for answer in own])
         return self.own_logprob(path) if self.settled(path) else own[0].logprob
 

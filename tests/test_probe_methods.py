@@ -373,6 +373,23 @@ def test_equal_prefixes_tie_and_empty_ones_are_not_scored(backend, prefixes, met
     assert group.unscored == {2: "the prefix is empty"}
 
 
+def test_entropy_reduction_is_that_of_the_prompt_minus_that_of_the_prefix(backend, prefixes):
+    ids = prefixes[1:4]
+    scores, methods = [], []
+    for measure in (ConfidenceMeasure.entropy, ConfidenceMeasure.entropy_reduction):
+        group = group_of(backend, ids, encoded(backend, ids)[1], AnswerConfidence)
+        methods.append(ready(AnswerConfidence(measure=measure, samples=16), backend))
+        scores.append(methods[-1].score(group))
+    spent = methods[1].ledger_.take()
+    assert spent.verifier_tokens == 1, "the forced A, once: samples share it"
+    assert 16 <= spent.probe_tokens <= 16 * 20
+    values = [a.value for a in methods[0].prior_answers(group, 16, 1.0)]
+    counts = Counter(v for v in values if v is not None)
+    shares = np.array([*counts.values(), *[1] * values.count(None)]) / 16
+    assert shares.size > 1, "nothing is settled before the path begins"
+    np.testing.assert_allclose(scores[1], scipy.stats.entropy(shares) + scores[0], atol=2e-4)
+
+
 def test_from_its_answer_line_on_a_path_is_not_probed(backend, solutions):
     text = solutions[0]
     assert text.endswith("\nA50\n")
