@@ -25,7 +25,14 @@ LEAST_MASS = 0.01
 
 
 class Unjudged(Exception):
-    """The reply holds no verdict; the message says why, and what to try instead."""
+    """The reply holds no verdict; the message says why, and what to try instead.
+
+    `refused`: the server would not answer, which another setting of it may change.
+    """
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 class Aggregation(Enum):
@@ -91,7 +98,9 @@ class Judge(SignalGenerator):
             scores[i] = score
         return np.array(
             [
-                path.unscored(str(score)) if isinstance(score, Unjudged) else score
+                path.unscored(str(score), ask_again=score.refused)
+                if isinstance(score, Unjudged)
+                else score
                 for path, score in zip(group.paths, scores, strict=True)
             ],
             dtype=np.float64,
@@ -136,7 +145,11 @@ class Mode(Enum):
             tokens = tokens_of(reply, "use method.mode=sampled or score")
             return verdict_probability(tokens, yes, no)
         if self is Mode.score:
-            return float(np.mean([read_score(choice.text, data) for choice in choices]))
+            found = [attempt(read_score, choice.text, data) for choice in choices]
+            scores = [score for score in found if not isinstance(score, Unjudged)]
+            if not scores:
+                raise next(score for score in found if isinstance(score, Unjudged))
+            return float(np.mean(scores))
         verdicts = [read_verdict(choice.text, yes, no, data) for choice in choices]
         given = [verdict for verdict in verdicts if verdict is not None]
         if not given:
@@ -147,7 +160,7 @@ class Mode(Enum):
 def choices_of(reply: Reply) -> tuple[Choice, ...]:
     """The sampled replies, at least one."""
     if reply.refusal is not None:
-        raise Unjudged(f"the server refused: {reply.refusal}")
+        raise Unjudged(f"the server refused: {reply.refusal}", refused=True)
     if not reply.choices:
         raise Unjudged("the server gave no reply")
     return reply.choices

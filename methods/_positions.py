@@ -57,9 +57,9 @@ def step_spans(token_ids: np.ndarray, text_of: Callable[[int], str], mark: str =
     spans.append((start, len(pieces), False))
     found = []
     for start, stop, complete in spans:
-        written = [t for t in range(start, stop) if pieces[t].strip()]
-        if written:
-            found.append(Span(start=written[0], stop=stop, complete=complete))
+        first = next((t for t in range(start, stop) if pieces[t].strip()), None)
+        if first is not None:
+            found.append(Span(start=first, stop=stop, complete=complete))
     return found
 
 

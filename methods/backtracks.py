@@ -33,7 +33,7 @@ TURNS = (
     "going back",
     "not sure",
 )
-VOID_LINE = r"^\S*[\d)]!$"
+VOID_LINE = r"^\W?[\d()+*=-]*[-+*=][\d()+*=-]*!$"  # no factorial: an operator, no letter
 
 
 class What(Enum):

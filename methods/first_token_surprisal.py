@@ -7,7 +7,8 @@ by deleting the paragraphs whose first token has a low surprisal: an expected be
 redundant step.
 Ours: the carry-over from steps to paths, which the paper does not make: paths with much
 surprise are kept, as ASAP keeps such steps. `keep=expected` reverses the sign, as methods that
-reward confidence would. Steps are cut by line breaks; blank tokens before a step are no part of it.
+reward confidence would. Steps are cut by blank lines, or by line breaks in paths without
+one; blank tokens before a step are no part of it.
 """
 
 from dataclasses import dataclass

@@ -66,6 +66,8 @@ class LLMJudge(_judge.Judge):
 
     def __post_init__(self) -> None:
         self.require_least(n_samples=1, temperature=0, max_tokens=0)
+        varied = self.mode is Mode.logprob or self.n_samples == 1 or self.temperature > 0
+        self.require("temperature", varied, "above 0 for more than one sample")
         self.require_places("{solution}")
         self.require_words(self.yes or "Yes", self.no or "No")
 

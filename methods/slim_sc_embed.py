@@ -11,7 +11,9 @@ a pair; here all thoughts up to the checkpoint count, there is no threshold, and
 pair score equally low. The default embedding is TF-IDF over the words between white space, which
 needs no model. A restated question at the beginning is left out. The pivot phrases are our list
 (`methods/_steps.py`), a thought has 20 words or more, and a text without a pivot phrase is one
-thought. `keep=similar` reverses the sign, the control; `similarity=mean` averages m_ij over j.
+thought; a sentence encoder reads a thought up to its own limit (384 tokens for that model) and no
+further, so that long thoughts want `unit=step`. `keep=similar` reverses the sign, the control;
+`similarity=mean` averages m_ij over j.
 """
 
 from dataclasses import dataclass

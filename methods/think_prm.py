@@ -59,6 +59,8 @@ class ThinkPRM(_judge.Judge):
 
     def __post_init__(self) -> None:
         self.require_least(n_chains=1, temperature=0, max_tokens=1)
+        several = self.n_chains == 1 or self.temperature > 0
+        self.require("temperature", several, "above 0 for more than one chain")
         self.require_places("{solution}")
 
     def judge(self, group: PathGroup) -> list[float | Unjudged]:

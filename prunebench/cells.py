@@ -135,7 +135,7 @@ def summarise(
         stats.estimate(by_problem(good, name, ids), seed=seed) for name in ("avg", "cons", "auroc")
     )
     generator, verifier, full = (
-        float(np.mean([getattr(r, name).mean() for r in good]))
+        float(np.mean([metrics.mean_defined(getattr(r, name)) for r in good]))
         for name in ("generator_tokens", "verifier_tokens", "full_tokens")
     )
     probes, calls, money = (
@@ -149,7 +149,9 @@ def summarise(
     if n_nan := sum(r.n_nan for r in good):
         why_nan = _shorten(sorted({r.reason for r in good if r.n_nan and r.reason}))
         notes.append(f"{n_nan} paths could not be scored ({why_nan or 'NaN'})")
-    if money != money:
+    if verifier != verifier:
+        notes.append("verifier tokens and money are not known: the server reports no usage")
+    elif money != money:
         notes.append("money is not known: the endpoint has no price")
     if cell.method == NONE:
         notes.append("no signal, so no AUROC and no headroom")

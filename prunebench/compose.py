@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prunebench import config, registry
+from prunebench.endpoint import check_secrets
 from prunebench.errors import ConfigError, UnknownName
 
 MODULE = "prunebench.conf"
@@ -70,6 +71,9 @@ def validate(overrides: Sequence[str], config_dir: str | None = None) -> None:
         for override, is_group in zip(parsed, groups, strict=True):
             if is_group and not foreign:  # options of other folders are left to Hydra
                 _check_options(override, values[id(override)], loader)
+        for override in parsed:
+            for value in values[id(override)]:
+                _check_secrets(override.key_or_group, value.strip("'\""))
         base = _compose([*extra, *(f for f, g in zip(firsts, groups, strict=True) if g)])
         for override, is_group in zip(parsed, groups, strict=True):
             if not is_group:
@@ -83,18 +87,19 @@ def for_sweep(arguments: Sequence[str]) -> list[str]:
     Hydra composes a sweep once without what is swept, where `method.keep=similar` would meet the
     default method. As a choice of one value it is swept too.
     """
-    swept = {
-        group for group in GROUPS for a in arguments
-        if a.startswith(f"{group}=") and ("," in a or "(" in a)
-    }  # fmt: skip
-    result = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        single = equals and not ("," in value or "(" in value)
-        if single and key.split(".")[0] in swept and "." in key:
-            argument = f"{key}=choice({value})"
-        result.append(argument)
-    return result
+    with hydra_ready() as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        parsed = {a: parser.parse_override(a) for a in arguments if "=" in a and a[:1] != "-"}
+    swept = {o.key_or_group for o in parsed.values() if o.is_sweep_override()} & set(GROUPS)
+    return [
+        f"{a.partition('=')[0]}=choice({a.partition('=')[2] or repr('')})"
+        if a in parsed
+        and not parsed[a].is_sweep_override()
+        and parsed[a].key_or_group.partition(".")[0] in swept
+        and "." in parsed[a].key_or_group
+        else a
+        for a in arguments
+    ]
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -126,6 +131,14 @@ def _check_options(override: Override, values: list[str], loader: ConfigLoader) 
             if group == "method":
                 registry.method_class(value)  # says so when the file exists but is broken
             raise UnknownName(group, value, known)
+
+
+def _check_secrets(key: str, value: str) -> None:
+    if value != "null":
+        check_secrets(
+            value if key == "endpoint.key_env" else None,
+            value if key == "endpoint.base_url" else None,
+        )
 
 
 def _check_key(override: Override, base: DictConfig) -> None:

@@ -28,7 +28,7 @@ from prunebench.fakeendpoint import FakeEndpoint
 from prunebench.granted import GrantedInternals
 from prunebench.loading import load_method_file
 from prunebench.method import Context, PathGroup, SignalGenerator, SignalType, Trainable
-from prunebench.types import INTERNAL, STATES, Capability, Trace
+from prunebench.types import INTERNAL, STATES, Capability, Trace, granting
 
 if TYPE_CHECKING:
     pass
@@ -182,7 +182,9 @@ class _Examination:
         granted = self.cls.requires if granted is None else granted
 
         def internals(prefixes: Sequence[np.ndarray]) -> Internals:
-            return GrantedInternals(self.backend().encode(samples.PROMPT_IDS, prefixes), granted)
+            return GrantedInternals(
+                self.backend().encode(samples.PROMPT_IDS, prefixes), granting(granted)
+            )
 
         return samples.group(traces, granted, internals if granted & STATES else None)
 

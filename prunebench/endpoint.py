@@ -106,6 +106,24 @@ class Endpoint(ABC):
         """Close connections."""
 
 
+def check_secrets(key_env: str | None, base_url: str | None) -> None:
+    """Raise `ConfigError` when an option holds a secret instead of saying where it is.
+
+    Called before Hydra writes the configuration of a run to disk.
+    """
+    if key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
+        raise ConfigError(
+            "The 'endpoint.key_env' parameter must be the name of an environment variable in "
+            "capital letters, such as OPENAI_API_KEY. The value is not shown here, since it may be "
+            "the key itself."
+        )
+    if base_url is not None and "@" in base_url.partition("//")[2].partition("/")[0]:
+        raise ConfigError(
+            "The 'endpoint.base_url' parameter must not hold a user or password. Put the key into "
+            "an environment variable and name it with endpoint.key_env=NAME."
+        )
+
+
 @dataclass(kw_only=True)
 class EndpointConfig:
     """Which server judges: the schema of `conf/endpoint/`.
@@ -139,6 +157,11 @@ class EndpointConfig:
         """Whether there is a server at all."""
         return self.base_url is not None
 
+    @property
+    def prices(self) -> tuple[float | None, float | None]:
+        """Money per million tokens of prompts and of replies."""
+        return self.price_prompt, self.price_completion
+
     def identity(self) -> dict[str, Any]:
         """What determines the replies."""
         return {"base_url": self.base_url, "model": self.model}
@@ -155,13 +178,7 @@ class EndpointConfig:
             good = self.base_url.startswith(("http://", "https://"))
             rules.append(("base_url", self.base_url, good, "an http:// or https:// address"))
             rules.append(("model", self.model, bool(self.model), "the name of a model there"))
-        # A pasted key must not reach a file: Hydra writes the configuration of a run to disk.
-        if self.key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
-            raise ConfigError(
-                "The 'endpoint.key_env' parameter must be the name of an environment variable in "
-                "capital letters, such as OPENAI_API_KEY. The value is not shown here, since it "
-                "may be the key itself."
-            )
+        check_secrets(self.key_env, self.base_url)
         for name in ("price_prompt", "price_completion"):
             value = getattr(self, name)
             rules.append((name, value, value is None or value >= 0, "at least 0"))

@@ -45,6 +45,8 @@ SECRET_LENGTH = 8
 
 TRY_AGAIN = (408, 409, 425, 429)
 REFUSED = (400, 413, 422)
+PERHAPS_REFUSED = (403, 404)
+"""One request's fault if others were answered: some gateways moderate so."""
 NO_MODEL = re.compile(
     r"model.{0,80}(not exist|not found|not a valid|unknown)|(no such|unknown|invalid) model",
     re.IGNORECASE,
@@ -80,8 +82,7 @@ class OpenAIEndpoint(Endpoint):
 
     Attributes
     ----------
-    unknown_usage : replies whose tokens the server did not report; they count as 0 tokens and make
-        the money NaN.
+    unknown_usage : replies whose tokens the server did not report; they make tokens and money NaN.
     """
 
     def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
@@ -194,7 +195,7 @@ class OpenAIEndpoint(Endpoint):
             if not fault.reached and not self._reached:
                 raise _Hopeless(fault.reason) from None
             return fault
-        if self._cache is not None:
+        if self._cache is not None and reply.refusal is None:  # a server may change its limits
             reply, usage = unpack(self._cache.put(key, pack(reply, usage)))
         self._show_progress()
         return reply, usage
@@ -261,7 +262,8 @@ class OpenAIEndpoint(Endpoint):
         if status in TRY_AGAIN or status >= 500:
             retry_after = retry_after_of(error.response.headers.get("retry-after"))
             raise _Fault(reason, retry_after) from None
-        if status not in REFUSED:
+        known = REFUSED + PERHAPS_REFUSED * self._served
+        if status not in known:
             raise _Hopeless(reason, status) from None
         if not self._served and BAD_KEY.search(reason):  # some servers answer these with 400
             raise _Hopeless(reason, 401) from None
@@ -363,11 +365,13 @@ class OpenAIEndpoint(Endpoint):
             if not self.unknown_usage:
                 logger.warning("%s does not say how many tokens a reply took", self.base_url)
             self.unknown_usage += 1
-        prices = (self.config.price_prompt, self.config.price_completion)
-        money = math.nan
-        if usage is not None and None not in prices:
-            money = sum(n * (price or 0.0) for n, price in zip(usage, prices, strict=True)) / 1e6
-        self.ledger.add(verifier_tokens=sum(usage or (0, 0)), money=money, **amounts)
+        prompt, completion = usage or (math.nan, math.nan)
+        self.ledger.add(
+            verifier_tokens=prompt + completion,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            **amounts,
+        )
 
     def _show_progress(self) -> None:
         if self.on_reply is not None:

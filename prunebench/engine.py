@@ -112,22 +112,25 @@ def check(
         granted=method.requires,
         seed=checkpoint.seed,
         check_steps=checkpoint.check_steps,
-        internals=lambda: GrantedInternals(internals(), method.requires),
+        internals=lambda: GrantedInternals(internals(), group.granted),
     )
-    if method.requires & STATES:
-        internals()  # so that re-encoding is over before the clock of the method starts
     ledger = ledger or Ledger()
     ledger.take()  # what was spent before belongs to nobody here
-    reason, lasting = None, True
+    reason, unavailable = None, False
     start = time.perf_counter()
     try:
+        if method.requires & STATES:
+            internals()  # so that re-encoding is over before the clock of the method starts
+        start = time.perf_counter()
         scores = _validated(method, group)
     except PrunebenchError:
         raise
     except Exception as error:  # a bad problem is a fact, not the end of the run
         scores = np.full(len(traces), np.nan)
-        lasting = not isinstance(error, Unavailable)
-        reason = f"{type(error).__name__}: {error}" if lasting else str(error)
+        unavailable = _may_pass(error)
+        reason = (
+            str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
+        )
     seconds = time.perf_counter() - start
     if reason is None and np.isnan(scores).any():
         reason = _why_nan(group, scores)
@@ -143,8 +146,14 @@ def check(
         cost=spent + states,
         reencode_s=getattr(session, "reencode_s", 0.0),
         reason=reason,
-        lasting=lasting,
+        lasting=not (unavailable or group.ask_again),
     )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the next run may do better: no reply, no memory, no disk."""
+    passing = (Unavailable, OSError, MemoryError)
+    return isinstance(error, passing) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _why_nan(group: PathGroup, scores: np.ndarray) -> str:

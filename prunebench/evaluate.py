@@ -184,13 +184,19 @@ def evaluate_problem(
         return failed_problem(
             pool.problem_id, reason or "no path could be scored: every score is NaN"
         )
+    lost = np.atleast_1d(unscored.all(axis=1))  # nothing chose: such a subset has no result
     kept = top_k(scores, keep, finished=pool.finished(prefix_length)[subsets], policy=policy)
     result = _outcome(pool, subsets, kept, scores, prefix_length, aggregator)
+    if lost.any():
+        names = ("avg", "cons", "generator_tokens", "verifier_tokens", "full_tokens")
+        rows = {n: np.where(lost, np.nan, getattr(result, n)) for n in (*names, "killed_correct")}
+        first = {"kept": [], "answer": None} if lost[0] else {}
+        result = replace(result, **rows, **first)
     return replace(
         result,
         generator_tokens=result.generator_tokens + _column(costs, "probe_tokens"),
         verifier_tokens=result.verifier_tokens + _column(costs, "verifier_tokens"),
-        auroc=metrics.auroc(scores, pool.correct[subsets]),
+        auroc=np.where(lost, np.nan, metrics.auroc(scores, pool.correct[subsets])),
         n_nan=len(np.unique(subsets[unscored])),
         probe_tokens=float(_column(costs, "probe_tokens").mean()),
         calls=float(_column(costs, "requests").mean()),

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunebench.backend import Internals, Probe
-from prunebench.errors import UndeclaredCapability
-from prunebench.types import Capability
+from prunebench.types import Capability, Granted
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 class GrantedInternals(Internals):
     """Passes on what `granted` opens and refuses the rest. Tokens are counted by what is inside."""
 
-    def __init__(self, inner: Internals, granted: frozenset[Capability]) -> None:
+    def __init__(self, inner: Internals, granted: Granted) -> None:
         self._inner = inner
         self._granted = granted
 
@@ -55,7 +54,4 @@ class GrantedInternals(Internals):
 
     def _need(self, capability: Capability, attribute: str) -> None:
         if capability not in self._granted:
-            raise UndeclaredCapability(
-                f"The method called group.internals.{attribute} without declaring it: add "
-                f"Capability.{capability.name} to its 'requires'."
-            )
+            raise self._granted.refuse(f"group.internals.{attribute}", capability)

@@ -23,6 +23,7 @@ from prunebench.evaluate import Status
 from prunebench.execution import Execution, failed_execution, write_run
 from prunebench.lab import Lab
 from prunebench.report import records, tables
+from prunebench.types import Capability
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def task(cfg: DictConfig) -> None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweep = settings.mode == RunMode.MULTIRUN
-    label = _label(settings) if sweep else str(settings.runtime.choices["method"])
+    label = _label(settings, cfg) if sweep else str(settings.runtime.choices["method"])
     run_id = "/".join(folder.parts[-2:])
     console = Console()
     run = None
@@ -92,10 +93,14 @@ def task(cfg: DictConfig) -> None:
         write_run(failed, run, folder, run_id)
 
 
-def _label(settings: Any) -> str:
+def _label(settings: Any, cfg: DictConfig) -> str:
     """The method's name in a sweep's table, with its own options, so that settings differ."""
     name = str(settings.runtime.choices["method"])
-    options = [o.removeprefix("method.") for o in settings.overrides.task if o[:7] == "method."]
+    task = settings.overrides.task
+    options = [o.removeprefix("method.") for o in task if o[:7] == "method."]
+    if Capability.ENDPOINT in getattr(OmegaConf.get_type(cfg, "method"), "requires", ()):
+        judges = ("endpoint=", "endpoint.model=", "endpoint.base_url=")
+        options += [o for o in task if o.startswith(judges)]
     return f"{name}({', '.join(options)})" if options else name
 
 

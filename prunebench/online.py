@@ -128,7 +128,7 @@ def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None
     final = {trace.index: trace for trace in outcome.finished}
     pool = pool_of(outcome.problem.id, [final.get(t.index, t) for t in outcome.launched])
     kept = outcome.kept[None]
-    cost = outcome.check.cost
+    cost = outcome.check.cost.priced(*run.endpoint.prices)
     sampled = generator_tokens(pool.lengths[None], kept, run.prefix_length)
     win = vote(run.aggregator, pool.codes[None], kept, scores)
     return replace(

@@ -74,6 +74,8 @@ def reply_of(text: str) -> Reply:
         raise ValueError(f"the answer holds no reply: {text}") from None
     if not choices:
         raise ValueError(f"the answer holds no reply: {text}")
+    if any(choice.finish_reason in ("abort", "error") for choice in choices):
+        raise ValueError(f"the reply was broken off: {text}")
     if all(refusals):
         return Reply(refusal=f"the model refuses: {refusals[0]}")
     if all(choice.finish_reason == "content_filter" for choice in choices):
@@ -89,7 +91,7 @@ def tokens_of(logprobs: Any) -> tuple[Token, ...] | None:
         return tuple(
             Token(
                 text=token["token"],
-                logprob=float(token["logprob"]),
+                logprob=_number(token["logprob"]),
                 top=_added((t["token"], t["logprob"]) for t in token.get("top_logprobs") or ()),
             )
             for token in logprobs["content"]
@@ -99,9 +101,7 @@ def tokens_of(logprobs: Any) -> tuple[Token, ...] | None:
     texts, values = logprobs["tokens"], logprobs["token_logprobs"]
     tops = logprobs.get("top_logprobs") or [None] * len(texts)
     return tuple(
-        Token(
-            text=text, logprob=math.nan if value is None else value, top=_added((top or {}).items())
-        )
+        Token(text=text, logprob=_number(value), top=_added((top or {}).items()))
         for text, value, top in zip(texts, values, tops, strict=True)
     )
 
@@ -111,10 +111,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _added(alternatives: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Log-probabilities by text; the probabilities of equal texts are added."""
+def _added(alternatives: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Log-probabilities by text; the probabilities of equal texts are added, none counts as 0."""
     top: dict[str, float] = {}
     for text, value in alternatives:
+        if value is None:
+            continue
         top[text] = float(np.logaddexp(top[text], value)) if text in top else float(value)
     return top
 

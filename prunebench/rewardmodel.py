@@ -195,7 +195,7 @@ def from_hub(
     model = model.to(device)
     form = FORMATS[family]
     config = model.config
-    limits = [max_length or config.max_position_embeddings, form.longest or 2**31]
+    limits = [min(max_length or 2**31, config.max_position_embeddings), form.longest or 2**31]
     if is_pair:
         right, wrong = pair_ids(tokenizer, family)
         rows = model.get_output_embeddings().weight[[right, wrong]].detach().float()

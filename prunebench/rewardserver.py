@@ -6,7 +6,6 @@ made here, so the input is the same as in-process and only the tokenizer must be
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -65,9 +64,7 @@ class ServedRewardModel(RewardModel):
         )
         usage = (reply.get("usage") or {}).get("prompt_tokens")
         n_tokens = sum(len(e.ids) for e in batch) if usage is None else usage
-        price = self.config.price_prompt
-        money = math.nan if price is None else price * n_tokens / 1e6
-        self.ledger.add(verifier_tokens=n_tokens, calls=1, money=money)
+        self.ledger.add(verifier_tokens=n_tokens, prompt_tokens=n_tokens, calls=1)
         rows = {item["index"]: item["data"] for item in reply["data"]}
         return [self._logits(rows.get(i, []), encoded) for i, encoded in enumerate(batch)]
 

@@ -133,7 +133,7 @@ class _Scorer:
             prefix_length=run.prefix_length,
             policy=run.finished,
             aggregator=run.aggregator,
-            costs=[batch.cost.times(scale) for batch in batches],
+            costs=[batch.cost.priced(*run.endpoint.prices).times(scale) for batch in batches],
             reason="; ".join(sorted({batch.reason for batch in batches if batch.reason})),
         )
 
@@ -146,18 +146,19 @@ class _Scorer:
             session.advance(self.run.prefix_length)
             verdict = check(method, session, self.replay, self.checkpoint, self.lab.ledger)
             session.close()
-            if not verdict.lasting:
+            if not verdict.lasting and np.isnan(verdict.scores).all():
                 raise Unavailable(verdict.reason)
-            self.table.put(
-                ScoredBatch(
-                    problem=problem.id,
-                    indices=tuple(owed),
-                    scores=verdict.scores,
-                    cost=verdict.cost,
-                    reencode_seconds=verdict.reencode_s,
-                    reason=verdict.reason,
-                )
+            fresh = ScoredBatch(
+                problem=problem.id,
+                indices=tuple(owed),
+                scores=verdict.scores,
+                cost=verdict.cost,
+                reencode_seconds=verdict.reencode_s,
+                reason=verdict.reason,
             )
+            if not verdict.lasting and len(owed) == len(indices):
+                return fresh  # good for this run, and asked again in the next
+            self.table.put(fresh)
         batch = self.table.get(problem.id, indices, joint)
         assert batch is not None, "just stored"
         return batch

@@ -177,6 +177,7 @@ class Granted(frozenset[Capability]):
 
     refused: set[str]
     unscored: dict[int, str]
+    ask_again: bool
 
     def refuse(self, attribute: str, capability: Capability) -> UndeclaredCapability:
         """The error to raise, after taking a note of it."""
@@ -193,6 +194,7 @@ def granting(capabilities: frozenset[Capability]) -> Granted:
     granted = Granted(capabilities)
     granted.refused = set()
     granted.unscored = {}
+    granted.ask_again = False
     return granted
 
 
@@ -275,9 +277,13 @@ class Path:
         """How the whole path ends. Lies past the checkpoint: for controls only."""
         return self._read(Capability.OUTCOME, "correct")
 
-    def unscored(self, reason: str) -> float:
-        """NaN, after a note of why this path could not be scored; the table shows the reason."""
+    def unscored(self, reason: str, *, ask_again: bool = False) -> float:
+        """NaN, after a note of why this path could not be scored; the table shows the reason.
+
+        With `ask_again` the scores of the problem are not stored: next time it may be different.
+        """
         self._granted.unscored[self.index] = reason
+        self._granted.ask_again |= ask_again
         return float("nan")
 
     def _read(self, capability: Capability, attribute: str) -> Any:
@@ -320,6 +326,11 @@ class PathGroup:
         return self._internals()
 
     @property
+    def granted(self) -> Granted:
+        """What the method may read."""
+        return self._granted
+
+    @property
     def refused(self) -> set[str]:
         """What a method tried to read without declaring it, one message each."""
         return self._granted.refused
@@ -333,6 +344,11 @@ class PathGroup:
     def unscored(self) -> dict[int, str]:
         """Why paths could not be scored, by path index."""
         return self._granted.unscored
+
+    @property
+    def ask_again(self) -> bool:
+        """Whether a path could not be scored this time, and may be another time."""
+        return self._granted.ask_again
 
     def subset(self, order: Sequence[int] | np.ndarray) -> PathGroup:
         """The group of `paths[i] for i in order`, in that order."""

@@ -28,10 +28,39 @@ def only(folder, pattern):
     return found[0]
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m", "keep=2,4"]])
+@pytest.mark.parametrize(
+    ("option", "secret"),
+    [("key_env", "sk-proj-1234"), ("base_url", "https://me:pass1234@host/v1")],
+)
+def test_a_secret_in_an_option_is_written_nowhere(
+    tmp_path, monkeypatch, capsys, option, secret, sweep
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*sweep, "method=llm_judge", "endpoint=openai", "endpoint.model=m"]
+    assert cli.main([*arguments, f"endpoint.{option}={secret}"]) == 2
+    told = capsys.readouterr()
+    assert f"endpoint.{option}" in told.err
+    assert secret not in told.err + told.out
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and secret in f.read_text()]
+
+
 def test_in_a_sweep_of_methods_an_option_reaches_the_methods_only() -> None:
     """Hydra composes a sweep with the default method first, which need not have the option."""
     found = compose.for_sweep(["-m", "method=slim_sc,polr", "method.keep=similar", "keep=2"])
     assert found == ["-m", "method=slim_sc,polr", "method.keep=choice(similar)", "keep=2"]
+    quoted = [
+        "-m",
+        "method=a,b",
+        "method.mark='a, (b)'",
+        "method.step_mark=",
+        "keep=2,4",
+    ]
+    assert compose.for_sweep(quoted)[2:] == [
+        "method.mark=choice('a, (b)')", "method.step_mark=choice('')", "keep=2,4",
+    ]  # fmt: skip
+    one = ["-m", "method=polr", "method.pattern='a,b'", "keep=2,4"]
+    assert compose.for_sweep(one) == one
     plain = ["-m", "method=polr", "method.threshold=0.3,0.6", "model.sampling.top_k=5"]
     assert compose.for_sweep(plain) == plain
 

@@ -14,14 +14,16 @@ from prunebench import compose, runner
 from prunebench.backends.fake import FakeBackend
 from prunebench.config import RunConfig, to_run
 from prunebench.cost import Cost, Ledger
+from prunebench.endpoint import EndpointConfig
 from prunebench.engine import Checkpoint, check
 from prunebench.errors import Unavailable
-from prunebench.evaluate import Status
+from prunebench.evaluate import Status, evaluate_problem, pool_of
 from prunebench.execution import Execution
 from prunebench.lab import Lab
 from prunebench.method import Capability, Context, PathGroup, SignalGenerator, SignalType
 from prunebench.report import records
 from prunebench.scores import source_hash
+from prunebench.types import TokenStats, Trace
 
 CHECKPOINT = Checkpoint(prefix_length=16)
 
@@ -33,25 +35,47 @@ class Judge(SignalGenerator):
     type = SignalType.II
     paper = "none, https://example.org"
     joint = False
-    money: float = 0.5
     down: ClassVar[set[int]] = set()  # calls that find no server
     calls: ClassVar[int] = 0
+    error: ClassVar[Exception] = Unavailable("no answer to 3 of 8 requests")
 
     def setup(self, context: Context) -> None:
         self.ledger_ = context.ledger
 
     def score(self, group: PathGroup) -> np.ndarray:
-        type(self).calls += 1
-        self.ledger_.add(
-            calls=len(group),
-            verifier_tokens=10 * len(group),
-            money=self.money if self.money >= 0 else np.nan,
-        )
-        if type(self).calls in self.down:
-            raise Unavailable("no answer to 3 of 8 requests")
+        Judge.calls += 1
+        n = len(group)
+        self.ledger_.add(calls=n, verifier_tokens=10 * n, prompt_tokens=10 * n)
+        if Judge.calls in self.down:
+            raise self.error
         return np.array(
             [p.unscored("too long") if p.index == 1 else float(p.index) for p in group.paths]
         )
+
+
+@dataclass(kw_only=True)
+class Silent(Judge):
+    """Higher = keep: its server does not say how many tokens it took."""
+
+    silent: bool = True
+
+    def score(self, group: PathGroup) -> np.ndarray:
+        nan = float("nan")
+        self.ledger_.add(calls=1, verifier_tokens=nan, prompt_tokens=nan, completion_tokens=nan)
+        return np.arange(len(group), dtype=np.float64)
+
+
+@dataclass(kw_only=True)
+class Refusing(Judge):
+    """Higher = keep: its server refuses a path."""
+
+    refusing: bool = True
+
+    def score(self, group: PathGroup) -> np.ndarray:
+        Judge.calls += 1
+        scores = np.arange(len(group), dtype=np.float64)
+        scores[1] = group.paths[1].unscored("refused", ask_again=True)
+        return scores
 
 
 @dataclass(kw_only=True)
@@ -71,6 +95,7 @@ class Probing(SignalGenerator):
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     Judge.calls, Judge.down = 0, set()
+    Judge.error = Unavailable("no answer to 3 of 8 requests")
 
 
 def run_of(method: SignalGenerator, tmp_path: Path, **changes: Any) -> RunConfig:
@@ -81,7 +106,8 @@ def run_of(method: SignalGenerator, tmp_path: Path, **changes: Any) -> RunConfig
                  "dataset.limit=3", "workers=1", f"bank.dir={tmp_path / 'bank'}"]
             )
         )  # fmt: skip
-    return replace(run, method=method, **changes)
+    priced = EndpointConfig(price_prompt=6250.0, price_completion=0.0)
+    return replace(run, method=method, **{"endpoint": priced, **changes})
 
 
 def execute(run: RunConfig, lab: Lab | None = None) -> Execution:
@@ -126,12 +152,50 @@ def test_what_did_not_answer_is_not_stored_and_asked_again(tmp_path: Path) -> No
 
 
 def test_money_without_a_price_is_missing_with_a_reason(tmp_path: Path) -> None:
-    lab = Lab()
-    line = line_of(execute(run_of(Judge(money=-1), tmp_path), lab))
+    line = line_of(execute(run_of(Judge(), tmp_path, endpoint=EndpointConfig())))
     assert np.isnan(line.money)
     assert line.calls == 8
-    assert "money is not known" in line.reason
-    assert line_of(execute(run_of(Judge(), tmp_path), lab)).money == 0.5, "that of other methods is"
+    assert "money is not known: the endpoint has no price" in line.reason
+    assert line_of(execute(run_of(Judge(), tmp_path))).money == 0.5
+    assert Judge.calls == 3, "a price needs no new score"
+
+
+def test_tokens_that_a_server_does_not_report_are_unknown_and_not_0(tmp_path: Path) -> None:
+    line = line_of(execute(run_of(Silent(), tmp_path)))
+    assert np.isnan([line.verifier_tokens, line.money, line.token_reduction_pct]).all()
+    assert "the server reports no usage" in line.reason
+    assert line.auroc_within == line.auroc_within
+
+
+def test_a_refusal_is_missing_now_and_asked_again_next_time(tmp_path: Path) -> None:
+    for _ in range(2):
+        line = line_of(execute(run_of(Refusing(), tmp_path)))
+        assert "3 paths could not be scored (refused (1 paths))" in line.reason
+    assert Judge.calls == 6
+
+
+@pytest.mark.parametrize("error", [MemoryError("8 GB"), OSError("stale file handle")])
+def test_what_may_pass_is_not_stored(tmp_path: Path, error: Exception) -> None:
+    Judge.down, Judge.error = {2}, error
+    assert line_of(execute(run_of(Judge(), tmp_path))).status == Status.PARTIAL
+    assert line_of(execute(run_of(Judge(), tmp_path))).status == Status.OK
+    assert Judge.calls == 4
+
+
+def test_a_subset_that_nothing_scored_has_no_result() -> None:
+    paths = [
+        Trace(index=i, token_ids=np.zeros(3, np.int32), text="", stats=TokenStats(), stopped=True,
+              answer="1" if i else "2", correct=i > 0)
+        for i in range(4)
+    ]  # fmt: skip
+    pool = pool_of("p", paths)
+    subsets = np.array([[0, 1], [2, 3]])
+    scores = np.array([[np.nan, np.nan], [1.0, 0.0]])
+    result = evaluate_problem(pool, subsets, scores, keep=1, prefix_length=2, reason="down")
+    assert np.isnan(result.avg).tolist() == [True, False]
+    assert result.avg[1] == 1
+    assert (result.kept, result.answer) == ([], None)
+    assert result.reason == "down"
 
 
 def test_probes_count_as_generator_tokens_and_their_suffix_as_verifier_tokens(

@@ -399,9 +399,18 @@ def test_llm_judge_averages_scores() -> None:
     endpoint = Scripted(lambda request: spoken("Score: 80", "fine.\nScore: 60"))
     assert score(LLMJudge(mode=Mode.score), endpoint, group("x"))[0] == pytest.approx(0.7)
     paths = group("x")
-    endpoint = Scripted(lambda request: spoken("Score: 80", "Score: 600"))
+    endpoint = Scripted(lambda request: spoken("Score: 80", "Score: 600", "Score: 60"))
+    assert score(LLMJudge(mode=Mode.score), endpoint, group("x"))[0] == pytest.approx(0.7)
+    endpoint = Scripted(lambda request: spoken("none", "Score: 600"))
     assert np.isnan(score(LLMJudge(mode=Mode.score), endpoint, paths)[0])
-    assert "600" in paths.unscored[0]
+    assert paths.unscored[0]
+
+
+@pytest.mark.parametrize("make", [lambda: LLMJudge(mode=Mode.score, temperature=0),
+                                  lambda: ThinkPRM(temperature=0)])  # fmt: skip
+def test_several_greedy_replies_are_refused(make: Callable[[], SignalGenerator]) -> None:
+    with pytest.raises(ConfigError, match=r"'temperature'.* above 0"):
+        make()
 
 
 def test_llm_judge_takes_words_template_and_completions() -> None:

@@ -854,7 +854,7 @@ def test_a_served_reward_model_reads_its_marks(server, qwen_folder, qwen):
     assert key == "Bearer sk-secret-1234"
     spent = ledger.spent
     assert (spent.verifier_tokens, spent.calls) == (total, 1)
-    assert math.isnan(spent.money)
+    assert math.isnan(spent.priced(None, None).money)
 
 
 def test_a_server_that_gives_a_value_per_token(server, qwen_folder):
@@ -865,7 +865,7 @@ def test_a_server_that_gives_a_value_per_token(server, qwen_folder):
     method = served(server, ledger, family=Family.skywork_o1_prm, path=str(folder))
     scores = method.score(group_of(["ab\nc"]))
     assert scores == pytest.approx([sigmoid(1.6) * sigmoid(1.8)], rel=1e-9)
-    assert ledger.spent.money == pytest.approx(19 * 2 / 1e6)
+    assert ledger.spent.priced(*server.prices).money == pytest.approx(19 * 2 / 1e6)
 
 
 def test_what_a_server_can_do_wrong(server, qwen_folder):

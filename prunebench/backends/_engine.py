@@ -107,7 +107,13 @@ class Engine:
         states = states.to(self.device, self.model.dtype)
         if not normed:
             states = self._final_norm()(states)
-        return self.model.get_output_embeddings()(states).float().log_softmax(-1).cpu()
+        logits = self.model.get_output_embeddings()(states).float()
+        config = self.model.config.get_text_config()
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            logits = cap * torch.tanh(logits / cap)
+        return logits.log_softmax(-1).cpu()
 
     def _final_norm(self) -> Any:
         for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f"):

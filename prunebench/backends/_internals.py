@@ -42,12 +42,15 @@ class Block:
     places: list[int]
     rows: list[int] | None = None
 
-    def chunks(self, n_extra: int) -> Iterator[tuple[GrowingCache, torch.Tensor, list[int]]]:
-        """Pieces `(cache, lengths, places)` with room for `n_extra` tokens a row."""
+    def chunks(
+        self, n_extra: int, copies: int = 1
+    ) -> Iterator[tuple[GrowingCache, torch.Tensor, list[int]]]:
+        """Pieces `(cache, lengths, places)` with room for `n_extra` tokens a row, so small that
+        `copies` of each fit into memory."""
         step = max(1, READ_TOKENS // max(1, n_extra))
         if self.rows is not None:
             per_row = self.cache.n_bytes // max(1, self.cache.n_rows)
-            step = max(1, min(step, COPY_BYTES // max(1, per_row)))
+            step = max(1, min(step, COPY_BYTES // max(1, per_row * copies)))
         for start in range(0, len(self.places), step):
             stop = min(start + step, len(self.places))
             places = self.places[start:stop]
@@ -153,7 +156,7 @@ class CachedInternals(Internals):
     ) -> list[list[Probe]]:
         found: list[list[Probe]] = [[] for _ in suffixes]
         for cache, lengths, logits, places, n_suffix in self._after(
-            suffixes, max_new_tokens * n_samples
+            suffixes, max_new_tokens, n_samples
         ):
             copies = torch.arange(len(places), device=lengths.device).repeat_interleave(n_samples)
             names = [self._prefixes[place].tobytes().hex() for place in places]
@@ -174,12 +177,12 @@ class CachedInternals(Internals):
 
     def next_logprobs(self, suffixes: Sequence[np.ndarray | None]) -> torch.Tensor:
         table = torch.full((len(suffixes), self._engine.n_vocab), torch.nan)
-        for _, _, logits, places, _ in self._after(suffixes, 0):
+        for _, _, logits, places, _ in self._after(suffixes):
             table[places] = logits.log_softmax(-1).cpu()
         return table
 
     def _after(
-        self, suffixes: Sequence[np.ndarray | None], n_more: int
+        self, suffixes: Sequence[np.ndarray | None], n_more: int = 0, copies: int = 1
     ) -> Iterator[tuple[GrowingCache, torch.Tensor, torch.Tensor, list[int], int]]:
         """Copies of some rows with their suffix run: `(cache, lengths before it, logits after it,
         places, suffix length)`."""
@@ -189,7 +192,7 @@ class CachedInternals(Internals):
                 part = block.pick(chosen)
                 if part is None:
                     continue
-                for cache, lengths, at in part.chunks(n_suffix + n_more):
+                for cache, lengths, at in part.chunks((n_suffix + n_more) * copies, copies):
                     places = [chosen[i] for i in at]
                     rows = np.stack([np.asarray(suffixes[place]) for place in places])
                     ids = torch.as_tensor(rows, device=lengths.device).long()

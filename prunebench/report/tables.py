@@ -63,18 +63,22 @@ def blocks(rows: Sequence[Row]) -> list[Block]:
             for budget in same or [_budget(row.cell)]:
                 groups.setdefault(budget, []).insert(0, row)
     for group in groups.values():
-        group.sort(key=_rank)
+        _sort(group)
     return [
         Block(cell=cell, rows=group, avg=_compare(group, "avg"), cons=_compare(group, "cons"))
         for cell, group in groups.items()
     ]
 
 
-def _rank(row: Row) -> tuple[int, float]:
-    """Sort key within a block: no pruning, random, the methods, oracle."""
-    role = {NONE: 0, RANDOM: 1, ORACLE: 3}.get(row.cell.method, 2)
-    auroc = row.line.auroc_within
-    return role, -auroc if role == 2 and auroc == auroc else float(role == 2)
+def _sort(rows: list[Row]) -> None:
+    """No pruning, random, the methods, oracle. Rows of one name stay together and in their order,
+    by which matrices tell them apart."""
+    best: dict[str, float] = {}
+    for row in rows:
+        auroc = row.line.auroc_within
+        best[row.cell.method] = max(best.get(row.cell.method, -1.0), auroc if auroc == auroc else 0)
+    roles = {NONE: 0, RANDOM: 1, ORACLE: 3}
+    rows.sort(key=lambda row: (roles.get(row.cell.method, 2), -best[row.cell.method]))
 
 
 def _budget(cell: Cell) -> Cell:
@@ -334,6 +338,8 @@ def _tokens(line: CellResult) -> str:
 
 
 def _short(n: float) -> str:
+    if n != n:
+        return "?"
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if n >= size:
             return f"{n / size:.3g}{unit}"
