@@ -367,3 +367,23 @@ def test_importing_the_report_loads_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_methods_are_ordered_by_their_auroc_and_rows_of_one_name_keep_their_order() -> None:
+    """Matrices tell two rows of one name apart by their order, so no block may change it."""
+    made = []
+    for name, method in (("b", "weak"), ("a", "strong")):  # under one label, in two runs
+        for keep in (2, 4):
+            _, rows = rows_of_run(method, keep=keep)
+            labelled = [{**row, "run_id": f"{name}{keep}"} for row in rows]
+            made += [{**r, "method": "judge"} if r["method"] == method else r for r in labelled]
+            if name == "b":
+                made += rows_of_run("strong", keep=keep)[1]
+    found = tables.blocks(records.analyse(records.frame(made)))
+    assert len(found) == 2
+    for block in found:
+        names = [row.cell.method for row in block.rows]
+        assert names == ["none", "random", "judge", "judge", "strong", "oracle"]
+        assert [row.cell.run_id[:1] for row in block.rows[2:4]] == ["b", "a"]
+        worse, better = (row.line.auroc_within for row in block.rows[2:4])
+        assert worse < better

@@ -78,7 +78,14 @@ def _sort(rows: list[Row]) -> None:
         auroc = row.line.auroc_within
         best[row.cell.method] = max(best.get(row.cell.method, -1.0), auroc if auroc == auroc else 0)
     roles = {NONE: 0, RANDOM: 1, ORACLE: 3}
-    rows.sort(key=lambda row: (roles.get(row.cell.method, 2), -best[row.cell.method]))
+    place = {name: i for i, name in enumerate(best)}
+    rows.sort(
+        key=lambda row: (
+            roles.get(row.cell.method, 2),
+            -best[row.cell.method],
+            place[row.cell.method],
+        )
+    )
 
 
 def _budget(cell: Cell) -> Cell:
