@@ -63,6 +63,11 @@ class _Row:
     ends: list[tuple[int, int]]
 
 
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the folder it was read from."""
+    return {name: value for name, value in config.items() if name != "_name_or_path"}
+
+
 class _Examples:
     """Labelled prefixes, gathered into rows that hold every prefix once."""
 
@@ -161,7 +166,7 @@ def train_reward_model(
                 sizes = {"n_train": len(train), "n_valid": len(valid)}
                 best = Learnt(
                     weights=_weights(backbone, head),
-                    config=backbone.config.to_dict(),
+                    config=_portable(backbone.config.to_dict()),
                     metrics={**found, **sizes},
                 )
     assert best is not None, "the last step is always evaluated"

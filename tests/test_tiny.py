@@ -135,6 +135,12 @@ def test_tokenizer_survives_auto_tokenizer():
     assert loaded.eos_token == END
 
 
+def test_what_ships_names_no_folder_of_the_machine_that_made_it():
+    files = [f for f in WEIGHTS.parent.rglob("*.json") if "tokenizer" not in f.name]
+    assert len(files) > 8
+    assert not [f for f in files if re.search(r'"(/|[A-Za-z]:)', f.read_text())]
+
+
 def test_weights_are_small_and_load():
     from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
