@@ -34,6 +34,7 @@ def tfidf(texts: Sequence[str]) -> "csr_matrix":
 
     if not any(text.split() for text in texts):
         return csr_matrix((len(texts), 0))
+    # None is documented, and silences a warning; scikit-learn's annotation knows str only.
     vectorizer = TfidfVectorizer(tokenizer=str.split, token_pattern=None)  # type: ignore[arg-type]
     return vectorizer.fit_transform(texts)
 

@@ -91,6 +91,23 @@ def learn_mark(backend: Backend, examples: Sequence[LabelledPrefix], mark: str) 
     return step_mark_of((backend.decode(e.prefix_ids) for e in examples[:256]), mark)
 
 
+def pooled_sets(
+    method: Any, train: Sequence[LabelledPrefix], valid: Sequence[LabelledPrefix], backend: Backend
+) -> tuple[str, list[int], np.ndarray, np.ndarray]:
+    """What a probe learns from: the mark, the layers to try, and the pooled states of both sets,
+    `(n, n_layers, hidden)`. From then on the method knows where steps end."""
+    from prunebench.statestore import layers_to_try, pooled
+
+    mark = learn_mark(backend, train, method.mark)
+    ends = method.ends_ = step_ends(backend, mark)
+    layers = layers_to_try(backend, method.layer)
+    x, x_valid = (
+        np.stack(pooled(backend, e, layers, lambda h, t: pool(h, ends(t), method.pooling)))
+        for e in (train, valid)
+    )
+    return mark, layers, x, x_valid
+
+
 def pool(states: np.ndarray, positions: np.ndarray, pooling: Pooling) -> np.ndarray:
     """`(n_layers, hidden)` from `(n_layers, n_tokens, hidden)`; `positions` of the step ends."""
     match pooling:

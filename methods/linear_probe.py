@@ -22,7 +22,7 @@ import numpy as np
 
 from prunebench.method import Context, LabelledPrefix
 
-from ._states import Pooling, StateSignal, learn_mark, pool, step_ends
+from ._states import Pooling, StateSignal, pool, pooled_sets
 
 INVERSE_PENALTIES = (0.0001, 0.001, 0.01, 0.1)
 
@@ -62,16 +62,9 @@ class LinearProbe(StateSignal):
         self, train: Sequence[LabelledPrefix], valid: Sequence[LabelledPrefix], context: Context
     ) -> Self:
         from prunebench.cachereader import within_problem_auroc
-        from prunebench.statestore import layers_to_try, pooled, problem_centred
+        from prunebench.statestore import problem_centred
 
-        backend = context.backend
-        mark = learn_mark(backend, train, self.mark)
-        ends = self.ends_ = step_ends(backend, mark)
-        layers = layers_to_try(backend, self.layer)
-        x, x_valid = (
-            np.stack(pooled(backend, e, layers, lambda h, t: pool(h, ends(t), self.pooling)))
-            for e in (train, valid)
-        )
+        mark, layers, x, x_valid = pooled_sets(self, train, valid, context.backend)
         labels = np.array([e.label for e in train])
         best: dict[str, Any] | None = None
         for k, layer in enumerate(layers):

@@ -25,10 +25,9 @@ from ._states import (
     Pooling,
     StateSignal,
     at_least,
-    learn_mark,
     logit_offsets,
     pool,
-    step_ends,
+    pooled_sets,
 )
 
 
@@ -82,16 +81,8 @@ class MLPProbe(StateSignal):
         self, train: Sequence[LabelledPrefix], valid: Sequence[LabelledPrefix], context: Context
     ) -> Self:
         from prunebench.cachereader import within_problem_auroc
-        from prunebench.statestore import layers_to_try, pooled
 
-        backend = context.backend
-        mark = learn_mark(backend, train, self.mark)
-        ends = self.ends_ = step_ends(backend, mark)
-        layers = layers_to_try(backend, self.layer)
-        x, x_valid = (
-            np.stack(pooled(backend, e, layers, lambda h, t: pool(h, ends(t), self.pooling)))
-            for e in (train, valid)
-        )
+        mark, layers, x, x_valid = pooled_sets(self, train, valid, context.backend)
         labels = np.array([e.label for e in train])
         tried = []
         for k, layer in enumerate(layers):

@@ -87,6 +87,7 @@ def clusters(similarity: np.ndarray, threshold: float) -> np.ndarray:
         return np.ones((1, 1), bool)
     distance = np.clip(1.0 - similarity, 0.0, None)
     np.fill_diagonal(distance, 0.0)
+    # With a threshold n_clusters must be None; scikit-learn's default gives it the type int.
     labels = AgglomerativeClustering(
         n_clusters=None,  # type: ignore[arg-type]
         metric="precomputed",

@@ -125,11 +125,12 @@ class Internals(ABC):
 
     def iter_hidden_states(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
         """The same path by path, in order, as `(len(layers), n_tokens, hidden)`: a few paths are
-        in memory at a time, and nothing is padded."""
+        in memory at a time, and nothing is padded (capability HIDDEN_STATES)."""
         raise NotImplementedError(f"{type(self).__name__} does not give hidden states one by one.")
 
     def unembed(self, states: torch.Tensor, *, normed: bool) -> torch.Tensor:
-        """What the output head reads from states: log-probabilities `(..., vocab)`, float32, CPU.
+        """What the output head reads from states: log-probabilities `(..., vocab)`, float32, CPU
+        (capability HIDDEN_STATES).
 
         Parameters
         ----------
@@ -148,7 +149,7 @@ class Internals(ABC):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[list[Probe]]:
-        """Force a text after every prefix and let the model go on from there.
+        """Force a text after every prefix and let the model go on from there (capability PROBE).
 
         Parameters
         ----------
@@ -165,7 +166,7 @@ class Internals(ABC):
 
     def next_logprobs(self, suffixes: Sequence[np.ndarray | None]) -> torch.Tensor:
         """Log-probabilities of the next token after a forced text: `(n_paths, vocab)`, float32,
-        CPU, NaN for skipped paths. See `probe`."""
+        CPU, NaN for skipped paths (capability PROBE). See `probe`."""
         raise NotImplementedError(f"{type(self).__name__} cannot probe its prefixes.")
 
     @abstractmethod

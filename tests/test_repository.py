@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prunebench import readme
+from prunebench import backend as contract
+from prunebench import readme, registry
+from prunebench.backends._internals import CachedInternals
 
 ROOT = Path(__file__).parent.parent
 LEAVES_ONLY = {"torch", "transformers", "vllm", "openai", "peft", "tenacity"}
@@ -79,6 +81,26 @@ def test_methods_import_the_contract_and_nothing_of_the_runner(path):
             allowed |= {"checkpoints", "endpoint", "grading", "sandbox", "cost"}
             allowed |= {"prefixstore", "rewardserver"}
             assert module.split(".")[1] in allowed, module
+
+
+NEEDS = {
+    "PROBE": ["Backend.tokenize", "Internals.probe", "Internals.next_logprobs"],
+    "HIDDEN_STATES": ["Backend.start_token", "Backend.encode", "Internals.iter_hidden_states",
+                      "Internals.unembed"],
+    "KV_CACHE": ["Backend.encode", "Backend.load_adapter"],
+    "GRADIENTS": ["Backend.model"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", registry.backends())
+def test_an_engine_writes_what_it_claims(name):
+    """The raising methods of the contract are for engines that do not provide the capability."""
+    cls = registry.backends()[name]
+    provided = {capability.name for capability in cls().provides}
+    for needed in (n for c, names in NEEDS.items() if c in provided for n in names):
+        base, method = needed.split(".")
+        own = cls if base == "Backend" else CachedInternals
+        assert getattr(own, method) is not getattr(getattr(contract, base), method), needed
 
 
 def test_the_method_table_of_the_readme_is_true():
