@@ -541,6 +541,16 @@ def test_a_fatal_error_stops_the_other_requests(make: Make) -> None:
         assert len(server.requests) < 10
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Python's own reaction to Ctrl-C, also where the shell started the tests with it ignored, as
+    shells do with what runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_keeps_what_arrived(make: Make) -> None:
     with FaultyServer([None, None, None], always="slow") as server:
         client = make(server.base_url, concurrency=1)
