@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from prunebench.backend import ReaderWeights
 from prunebench.method import Capability, Context, LabelledPrefix, PathGroup
 
 from ._learned import Learned, damaged
@@ -26,7 +27,7 @@ class CacheReader(Learned):
     Files: `<method>.safetensors` (embeddings, head), `<method>.json` and a PEFT folder `adapter`.
     """
 
-    requires = frozenset({Capability.KV_CACHE})
+    requires = frozenset({Capability.CACHE_READER})
     weight_names = frozenset({"embeddings", "head.weight", "head.bias"})
 
     n_tokens: int = 4
@@ -45,16 +46,17 @@ class CacheReader(Learned):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weights_: Any = None  # embeddings (m, hidden), head.weight (hidden,), head.bias ()
-        self.name_ = ""  # of the adapter in the engine, which may hold those of other checkpoints
+        self.name_ = ""  # of the reader in the engine, which may hold those of other checkpoints
         self.adapter_: Any = None  # LoRA matrices by PEFT's names
 
     def score(self, group: PathGroup) -> np.ndarray:
         self.check_fitted()
-        states = group.internals.read(self.weights_["embeddings"], adapter=self.name_)
-        logits = states[:, -1] @ self.weights_["head.weight"] + self.weights_["head.bias"]
-        # Equal prefixes must tie, whatever the last bits of their batch: four decimals are coarser
-        # than float32 rounding across batch shapes.
-        return np.round(logits.double().numpy(), 4)
+        logits = group.internals.reader_scores(self.name_)
+        # Equal prefixes must tie, whatever the last bits of their batch.
+        first: dict[bytes, int] = {}
+        for i, path in enumerate(group.paths):
+            logits[i] = logits[first.setdefault(path.token_ids.tobytes(), i)]
+        return np.round(logits, 5)
 
     def targets(self, examples: Sequence[LabelledPrefix]) -> Sequence[LabelledPrefix]:
         """The examples with the labels that the reader learns."""
@@ -99,7 +101,13 @@ class CacheReader(Learned):
             self.weights_ = None
             raise damaged(self.file_stem, folder, error) from error
         self.name_ = f"{self.file_stem}_{hashlib.sha256(content).hexdigest()[:12]}"
-        context.backend.load_adapter(self.name_, folder / "adapter")
+        reader = ReaderWeights(
+            embeddings=self.weights_["embeddings"],
+            head_weight=self.weights_["head.weight"],
+            head_bias=float(self.weights_["head.bias"]),
+            adapter=folder / "adapter",
+        )
+        context.backend.load_reader(self.name_, reader)
         self.weights_ = {name: torch.from_numpy(value) for name, value in self.weights_.items()}
         return self
 

@@ -91,6 +91,24 @@ class Probe:
     entropy: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReaderWeights:
+    """A learned reader of the key-value cache, such as STOP: m tokens that run after a prefix with
+    an adapter, and a linear head on the last one's last-layer state h: score = w . h + b.
+
+    Attributes
+    ----------
+    embeddings : `(m, hidden)` float32 input embeddings of the tokens.
+    head_weight, head_bias : w `(hidden,)` float32, and b.
+    adapter : folder with a PEFT LoRA adapter, active for these tokens only; None for none.
+    """
+
+    embeddings: np.ndarray
+    head_weight: np.ndarray
+    head_bias: float
+    adapter: FilePath | None
+
+
 class Internals(ABC):
     """The generating model's states for the live prefixes of one problem, in path order.
 
@@ -117,6 +135,11 @@ class Internals(ABC):
         states : `(n_paths, m, hidden)` last-layer states after the final norm, float32, CPU.
             The prefix's own cache is as it was before.
         """
+
+    def reader_scores(self, name: str) -> np.ndarray:
+        """What a learned reader says of every prefix: `(n_paths,)` float64, higher = keep
+        (capability CACHE_READER; see `Backend.load_reader`)."""
+        raise NotImplementedError(f"{type(self).__name__} runs no learned readers.")
 
     @abstractmethod
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
@@ -179,6 +202,7 @@ class Session(ABC):
 
     problem: Problem
     prompt_ids: np.ndarray  # (n_prompt,) int32
+    overrun: int = 0  # tokens that dropped paths had beyond the position, since they could not wait
 
     @abstractmethod
     def advance(self, n_tokens: int) -> None:
@@ -232,6 +256,10 @@ class Backend(ABC):
         engine, model revision or weights hash, tokenizer, dtype. JSON-ready, no weights loaded.
         Raises `ModelNotFound` when the model is not on this machine."""
 
+    def expect(self, requires: frozenset[Capability]) -> None:  # noqa: B027  optional hook
+        """Hear what the coming runs read, before the engine starts; what was said before still
+        holds. An engine may leave out what nobody reads."""
+
     def load(self) -> None:  # noqa: B027  optional hook
         """Load the model now instead of on first use."""
 
@@ -277,6 +305,11 @@ class Backend(ABC):
         """Make the PEFT adapter in `folder` usable by `Internals.read(adapter=name)` (capability
         KV_CACHE)."""
         raise NotImplementedError(f"{type(self).__name__} cannot load adapters.")
+
+    def load_reader(self, name: str, weights: ReaderWeights) -> None:
+        """Make a learned reader usable by `Internals.reader_scores(name)`, in place of one of this
+        name (capability CACHE_READER)."""
+        raise NotImplementedError(f"{type(self).__name__} runs no learned readers.")
 
     def model(self) -> torch.nn.Module:
         """The model itself, for training (capability GRADIENTS)."""

@@ -70,6 +70,7 @@ class ProblemRun:
     finished : the kept paths, complete.
     check : the scores and their cost.
     seconds : wall time by phase: launch, check, resume.
+    overrun : tokens that pruned paths generated beyond the checkpoint before they were dropped.
     """
 
     problem: Problem
@@ -78,6 +79,7 @@ class ProblemRun:
     finished: list[Trace]
     check: Check
     seconds: dict[str, float] = field(default_factory=dict)
+    overrun: int = 0
 
 
 def check(
@@ -223,4 +225,5 @@ def launch_check_resume(
             "check": check_end - launch_end,
             "resume": resume_end - check_end,
         },
+        overrun=session.overrun,
     )

@@ -29,6 +29,10 @@ class GrantedInternals(Internals):
         self._need(Capability.KV_CACHE, "read")
         return self._inner.read(embeddings, adapter)
 
+    def reader_scores(self, name: str) -> np.ndarray:
+        self._need(Capability.CACHE_READER, "reader_scores")
+        return self._inner.reader_scores(name)
+
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
         self._need(Capability.HIDDEN_STATES, "hidden_states")
         return self._inner.hidden_states(layers)

@@ -88,6 +88,7 @@ class Lab:
             self._close_others()  # one model in memory at a time
             run.backend.bind(spec, run.seed)
             self._backends[key] = run.backend
+        self._backends[key].expect(run.method.requires)
         return self._backends[key]
 
     def _close_others(self) -> None:

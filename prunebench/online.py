@@ -135,7 +135,7 @@ def _online_result(run: RunConfig, outcome: ProblemRun, reference: Stored | None
         result,
         avg=accuracy_of_kept(pool.correct[None], kept),
         cons=credit(win, pool.right_codes),
-        generator_tokens=sampled + cost.probe_tokens,
+        generator_tokens=sampled + outcome.overrun + cost.probe_tokens,
         verifier_tokens=np.array([cost.verifier_tokens]),
         kept=[int(i) for i in pool.indices[outcome.kept]],
         answer=voted_answer(pool, np.flatnonzero(outcome.kept), win[0]),

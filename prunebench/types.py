@@ -45,6 +45,7 @@ class Capability(StrEnum):
     TOP_ENTROPY = "top_entropy"  # path.top_entropy
     HIDDEN_STATES = "hidden_states"  # group.internals.hidden_states(), .unembed()
     KV_CACHE = "kv_cache"  # group.internals.read()
+    CACHE_READER = "cache_reader"  # group.internals.reader_scores()
     PROBE = "probe"  # group.internals.probe(), .next_logprobs()
     GRADIENTS = "gradients"  # context.backend.model(), to train
     CONTINUE = "continue"  # the engine can resume a path from its prefix
@@ -64,11 +65,19 @@ INTERNAL = frozenset(
         Capability.TOP_ENTROPY,
         Capability.HIDDEN_STATES,
         Capability.KV_CACHE,
+        Capability.CACHE_READER,
     }
 )
 """Capabilities that read the generating model itself: what makes a signal Type III or IV."""
 
-STATES = frozenset({Capability.HIDDEN_STATES, Capability.KV_CACHE, Capability.PROBE})
+STATES = frozenset(
+    {
+        Capability.HIDDEN_STATES,
+        Capability.KV_CACHE,
+        Capability.CACHE_READER,
+        Capability.PROBE,
+    }
+)
 """Capabilities that open `group.internals`."""
 
 CONTROLS_ONLY = frozenset({Capability.STEP_CHECK, Capability.OUTCOME})

@@ -88,6 +88,7 @@ NEEDS = {
     "HIDDEN_STATES": ["Backend.start_token", "Backend.encode", "Internals.iter_hidden_states",
                       "Internals.unembed"],
     "KV_CACHE": ["Backend.encode", "Backend.load_adapter"],
+    "CACHE_READER": ["Backend.load_reader", "Internals.reader_scores"],
     "GRADIENTS": ["Backend.model"],
 }  # fmt: skip
 

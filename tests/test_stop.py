@@ -84,7 +84,7 @@ def fitted(backend, examples, tmp_path_factory):
     return method, folder
 
 
-def group_of(backend, prefixes, granted=frozenset({Capability.KV_CACHE})):
+def group_of(backend, prefixes, granted=frozenset({Capability.CACHE_READER, Capability.KV_CACHE})):
     prompt = backend.prompt_ids("12+3")
     traces = [
         Trace(

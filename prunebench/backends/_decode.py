@@ -17,6 +17,7 @@ from prunebench.backend import Sampling
 from prunebench.backends._cache import left_padded
 from prunebench.backends._engine import Engine
 from prunebench.backends._internals import Block
+from prunebench.backends._records import Record
 from prunebench.backends._sampling import step
 from prunebench.types import TOKEN_STATS, TokenStats
 
@@ -34,15 +35,6 @@ class Launch:
 
     prompt_ids: np.ndarray
     keys: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What one path has become so far."""
-
-    token_ids: np.ndarray
-    stats: TokenStats
-    stopped: bool
 
 
 class Batch:

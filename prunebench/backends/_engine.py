@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunebench.backend import ReaderWeights
 from prunebench.backends._cache import GrowingCache, left_padded
 from prunebench.backends._internals import Block, CachedInternals
 from prunebench.errors import ConfigError, DamagedFile, UnknownName
@@ -55,6 +56,7 @@ class Engine:
         attention = getattr(config, "_attn_implementation", "")
         self._direct_mask = not sliding and attention in ("sdpa", "eager")
         self._adapters: set[str] = set()
+        self._readers: dict[str, ReaderWeights] = {}
 
     # ---- forward passes
 
@@ -285,6 +287,23 @@ class Engine:
                 f"{odd} is {'missing' if missing else 'not part of it'}. "
                 f"Use an adapter that was trained for this model."
             )
+
+    def load_reader(self, name: str, weights: ReaderWeights) -> None:
+        """Make a learned reader usable by name."""
+        if weights.embeddings.shape[1] != self.hidden_size:
+            raise ConfigError(
+                f"The learned reader must be made for a model of width {self.hidden_size}. Got "
+                f"embeddings of width {weights.embeddings.shape[1]}; use weights of this model."
+            )
+        if weights.adapter is not None:
+            self.load_adapter(name, weights.adapter)
+        self._readers[name] = weights
+
+    def reader(self, name: str) -> ReaderWeights:
+        """The reader of this name. Raises `UnknownName`."""
+        if name not in self._readers:
+            raise UnknownName("reader", name, self._readers)
+        return self._readers[name]
 
     def _switch(self, name: str | None) -> None:
         for layer in self._tuner_layers():

@@ -130,6 +130,15 @@ def read_json(location: Location, name: str) -> dict[str, Any]:
     return content
 
 
+def end_tokens(location: Location) -> list[int]:
+    """The ids that the model's files name as end of text, by the rule of transformers: those of
+    generation_config.json if there is one, else those of config.json."""
+    name = "generation_config.json"
+    name = name if (location.folder / name).is_file() else "config.json"
+    ids = read_json(location, name).get("eos_token_id")
+    return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+
+
 def check_files(location: Location) -> None:
     """Raise `DamagedFile` when a file is missing, cut off or not what its name says."""
     from safetensors import SafetensorError, safe_open

@@ -120,6 +120,12 @@ class CachedInternals(Internals):
         self._count(len(self._prefixes) * n_extra)
         return states
 
+    def reader_scores(self, name: str) -> np.ndarray:
+        reader = self._engine.reader(name)
+        adapter = name if reader.adapter is not None else None
+        states = self.read(torch.from_numpy(reader.embeddings), adapter)[:, -1].double().numpy()
+        return states @ reader.head_weight.astype(np.float64) + reader.head_bias
+
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
         _, states, n_tokens = self._engine.run_prefixes(
             self._prompt_ids, self._prefixes, list(layers)

@@ -1,55 +1,21 @@
-"""A live session on a decoding batch, and the step from records of tokens to traces.
+"""A live session on a decoding batch.
 
-Knows problems and answers; leaves the computation to `_decode.Batch`.
+Knows which paths live; leaves the computation to `_decode.Batch` and the texts to `_records`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from prunebench import grading
 from prunebench.backend import Internals, Sampling, Session
-from prunebench.backends._decode import Batch, Launch, Record
+from prunebench.backends._decode import Batch, Launch
 from prunebench.backends._engine import Engine
 from prunebench.backends._internals import CachedInternals
+from prunebench.backends._records import Reader
 from prunebench.backends._sampling import path_keys
 from prunebench.types import Problem, Trace
-
-Decode = Callable[[Sequence[np.ndarray]], list[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """Turns records into traces: `decode` gives the texts, `style` says how answers look."""
-
-    decode: Decode
-    style: str
-
-    def traces(
-        self, problem: Problem, indices: Sequence[int], records: Sequence[Record]
-    ) -> list[Trace]:
-        """Only a path that ended by itself has an answer."""
-        traces = []
-        texts = self.decode([record.token_ids for record in records])
-        for index, record, text in zip(indices, records, texts, strict=True):
-            answer, correct = None, False
-            if record.stopped:
-                answer, correct = grading.grade(text, problem.answer, self.style)
-            traces.append(
-                Trace(
-                    index=index,
-                    token_ids=record.token_ids,
-                    text=text,
-                    stats=record.stats,
-                    stopped=record.stopped,
-                    answer=answer,
-                    correct=correct,
-                )
-            )
-        return traces
 
 
 class LiveSession(Session):

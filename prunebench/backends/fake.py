@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunebench.backend import Backend, Internals, ModelSpec
+from prunebench.backend import Backend, Internals, ModelSpec, ReaderWeights
 from prunebench.backends._stored import StoredSession
 from prunebench.grading import Style, as_style, grade
 from prunebench.types import Capability, Problem, TokenStats, Trace
@@ -130,6 +130,9 @@ class FakeBackend(Backend):
 
     def load_adapter(self, name: str, folder: FilePath) -> None:
         self._loaded().load_adapter(name, folder)
+
+    def load_reader(self, name: str, weights: ReaderWeights) -> None:
+        self._loaded().load_reader(name, weights)
 
     def model(self) -> torch.nn.Module:
         return self._loaded().model

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunebench.backend import Backend, Internals
+from prunebench.backend import Backend, Internals, ReaderWeights
 from prunebench.backends._stored import StoredSession
 from prunebench.errors import ConfigError
 from prunebench.types import Capability, Problem, Trace
@@ -74,6 +74,12 @@ class ReplayBackend(Backend):
 
     def load_adapter(self, name: str, folder: FilePath) -> None:
         self.source.load_adapter(name, folder)
+
+    def load_reader(self, name: str, weights: ReaderWeights) -> None:
+        self.source.load_reader(name, weights)
+
+    def expect(self, requires: frozenset[Capability]) -> None:
+        self.source.expect(requires)
 
     def model(self) -> torch.nn.Module:
         return self.source.model()

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunebench.backend import Backend, Internals, ModelSpec, Session
+from prunebench.backend import Internals, ModelSpec, ReaderWeights, Session
 from prunebench.backends import _hub
+from prunebench.backends._text import HubModel
 from prunebench.errors import ConfigError
-from prunebench.grading import as_style
 from prunebench.types import Capability, Problem, Trace
 
 if TYPE_CHECKING:  # what a loaded model is made of needs torch
     import torch
 
     from prunebench.backends._engine import Engine
-    from prunebench.backends._session import Reader
 
 SMALL = 512
 """Width of models up to which one thread is fastest: sharing out such small products costs more
@@ -42,7 +41,7 @@ class Dtype(StrEnum):
 
 
 @dataclass(kw_only=True)
-class TransformersBackend(Backend):
+class TransformersBackend(HubModel):
     """The decoding loop of prunebench over a model of transformers.
 
     Parameters
@@ -100,6 +99,7 @@ class TransformersBackend(Backend):
                 Capability.TOP_ENTROPY,
                 Capability.HIDDEN_STATES,
                 Capability.KV_CACHE,
+                Capability.CACHE_READER,
                 Capability.PROBE,
                 Capability.GRADIENTS,
                 Capability.CONTINUE,
@@ -184,11 +184,7 @@ class TransformersBackend(Backend):
             raise location.damaged(
                 "*.safetensors", f"the weights lack {name}, which config.json asks for"
             )
-        eos = model.generation_config.eos_token_id
-        ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-        if not ids:
-            raise location.damaged("generation_config.json", "no end-of-text token is named")
-        return Engine(model.to(device), [int(i) for i in ids if i is not None])
+        return Engine(model.to(device), self.eos_ids)
 
     def _load_error(self, location: _hub.Location, error: Exception) -> Exception:
         text = " ".join(str(error).split())[:300]
@@ -204,76 +200,9 @@ class TransformersBackend(Backend):
             )
         return location.damaged("config.json or its weights", f"{type(error).__name__}: {text}")
 
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer; the first use loads it."""
-        if self._tokenizer is None:
-            location = _hub.locate(self.spec)
-            _hub.check_files(location)
-            from transformers import AutoTokenizer
-
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    location.folder,
-                    trust_remote_code=self.spec.trust_remote_code,
-                    local_files_only=True,
-                )
-            except Exception as error:
-                raise location.damaged("tokenizer.json", error) from error
-        return self._tokenizer
-
-    # ---- text and tokens
-
-    def prompt_ids(self, question: str) -> np.ndarray:
-        """`(n_prompt,)` int32 token ids of the prompt for a question."""
-        # Plain replacement: questions and templates are full of braces.
-        text = (self.spec.prompt or "{question}").replace("{question}", question)
-        if not self.spec.chat:
-            return np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int32)
-        if self.tokenizer.chat_template is None:
-            raise ConfigError(
-                f"The tokenizer of {self.spec.id} has no chat template. Set 'model.chat=false'."
-            )
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self.spec.chat_kwargs,
-        )
-        # The template has written the special tokens already.
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int32)
-
-    def decode(self, token_ids: np.ndarray) -> str:
-        return self._decode_all([token_ids])[0]
-
-    def tokenize(self, text: str) -> np.ndarray:
-        return np.asarray(
-            self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32
-        )
-
-    @property
-    def start_token(self) -> int:
-        bos = self.tokenizer.bos_token_id
-        return int(self.engine.eos_ids[0]) if bos is None else int(bos)
-
-    def _decode_all(self, paths: Sequence[np.ndarray]) -> list[str]:
-        return [
-            self.tokenizer.decode(
-                ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            for ids in paths
-        ]
-
-    def _reader(self) -> Reader:
-        from prunebench.backends._session import Reader
-
-        return Reader(decode=self._decode_all, style=as_style(self.spec.answer))
-
     # ---- generating
 
     def open(self, problem: Problem, indices: Sequence[int]) -> Session:
-        reader = self._reader()
         from prunebench.backends._session import LiveSession
 
         return LiveSession(
@@ -283,7 +212,7 @@ class TransformersBackend(Backend):
             indices,
             sampling=self.spec.sampling,
             seed=self.seed,
-            reader=reader,
+            reader=self._reader(),
         )
 
     def generate(
@@ -331,6 +260,9 @@ class TransformersBackend(Backend):
 
     def load_adapter(self, name: str, folder: FilePath) -> None:
         self.engine.load_adapter(name, FilePath(folder))
+
+    def load_reader(self, name: str, weights: ReaderWeights) -> None:
+        self.engine.load_reader(name, weights)
 
     def model(self) -> torch.nn.Module:
         return self.engine.model
