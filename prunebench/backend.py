@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -235,10 +235,16 @@ class Session(ABC):
 
 
 class Backend(ABC):
-    """An engine. Subclasses are `@dataclass(kw_only=True)`; see `prunebench/backends/`."""
+    """An engine. Subclasses are `@dataclass(kw_only=True)`; see `prunebench/backends/`.
+
+    Class attributes
+    ----------------
+    parallel_fill : on a CPU several processes may fill a trace bank, each with an engine.
+    """
 
     spec: ModelSpec
     seed: int
+    parallel_fill: ClassVar[bool] = True
 
     def bind(self, spec: ModelSpec, seed: int) -> None:
         """Say which model to run and the seed of its sampling noise. Loads nothing."""
@@ -310,6 +316,10 @@ class Backend(ABC):
         """Make a learned reader usable by `Internals.reader_scores(name)`, in place of one of this
         name (capability CACHE_READER)."""
         raise NotImplementedError(f"{type(self).__name__} runs no learned readers.")
+
+    def notes(self) -> list[str]:
+        """Facts about the paths since the last call that belong into the report of a run."""
+        return []
 
     def model(self) -> torch.nn.Module:
         """The model itself, for training (capability GRADIENTS)."""

@@ -123,7 +123,8 @@ class Lab:
             requires,
             backend=_stem(run.backend),
             provides=run.backend.provides | extra,
-            providers={n: cls().provides for n, cls in registry.engines().items()},
+            providers={n: cls().provides for n, cls in registry.engines().items()}
+            | {_stem(run.backend): run.backend.provides},
         )
 
     def bank(self, run: RunConfig) -> Bank:
@@ -163,7 +164,7 @@ class Lab:
         group = run.bank.group or max(1, ROWS_PER_GROUP // run.pool)
         backend = self.backend(run)
         n_helpers = min(run.n_workers, -(-len(missing) // group)) - 1
-        if n_helpers and on_gpu(backend):
+        if n_helpers and (not backend.parallel_fill or on_gpu(backend)):
             n_helpers = 0
         spawn = multiprocessing.get_context("spawn")
         work = (bank.folder, bank.key, backend, backend.spec, run.seed, problems, run.pool, group)

@@ -22,6 +22,8 @@ from prunebench.errors import ConfigError, DamagedFile, UnknownName
 
 CHUNK_TOKENS = 8192
 """Most tokens in one forward pass over prefixes: bounds the activations' memory."""
+UNUSED_BY_ADAPTERS = ("embed_tokens.weight", "lm_head.weight")
+"""Ends of the names of weights that a reader's adapter may carry."""
 
 
 class Engine:
@@ -269,24 +271,36 @@ class Engine:
             raise DamagedFile(
                 f"The adapter in {folder} cannot be read ({error}). Train or copy it again."
             ) from error
-        if name in self._adapters:
-            for layer in self._tuner_layers():
-                layer.delete_adapter(name)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
-            inject_adapter_in_model(config, self.model, adapter_name=name)
-            outcome = set_peft_model_state_dict(self.model, state, adapter_name=name)
-        self.model.eval()  # PEFT adds its layers in training mode, with dropout
-        self._adapters.add(name)
-        self._switch(None)
-        missing = [k for k in outcome.missing_keys if "lora_" in k and f".{name}." in k]
-        if missing or outcome.unexpected_keys:
-            odd = (missing or outcome.unexpected_keys)[0]
+        self._drop_adapter(name)
+        # What PEFT saves beside an adapter when tokens were added; states here need neither.
+        state = {k: v for k, v in state.items() if not k.endswith(UNUSED_BY_ADAPTERS)}
+        try:
+            if foreign := [key for key in state if "lora_" not in key]:
+                raise ValueError(f"{foreign[0]} is not part of a LoRA adapter")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several
+                inject_adapter_in_model(config, self.model, adapter_name=name)
+                outcome = set_peft_model_state_dict(self.model, state, adapter_name=name)
+            missing = [k for k in outcome.missing_keys if "lora_" in k and f".{name}." in k]
+            if missing or outcome.unexpected_keys:
+                odd = (missing or outcome.unexpected_keys)[0]
+                raise ValueError(f"{odd} is {'missing' if missing else 'not part of it'}")
+        except (ValueError, RuntimeError) as error:  # also of PEFT and of torch, about shapes
+            self._drop_adapter(name)
+            reason = " ".join(str(error).split())[:300]
             raise DamagedFile(
                 f"The adapter in {folder} does not fit the model {type(self.model).__name__}: "
-                f"{odd} is {'missing' if missing else 'not part of it'}. "
-                f"Use an adapter that was trained for this model."
-            )
+                f"{reason}. Use an adapter that was trained for this model."
+            ) from error
+        finally:
+            self.model.eval()  # PEFT adds its layers in training mode, with dropout
+            self._switch(None)
+        self._adapters.add(name)
+
+    def _drop_adapter(self, name: str) -> None:
+        for layer in self._tuner_layers():
+            layer.delete_adapter(name)
+        self._adapters.discard(name)
 
     def load_reader(self, name: str, weights: ReaderWeights) -> None:
         """Make a learned reader usable by name."""

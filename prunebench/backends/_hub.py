@@ -43,8 +43,9 @@ class Location:
         )
 
 
-def locate(spec: ModelSpec) -> Location:
-    """The folder of a model. Raises `ModelNotFound` with what to download."""
+def locate(spec: ModelSpec, *, weights: bool = True) -> Location:
+    """The folder of a model, which may do without weights. Raises `ModelNotFound` with what to
+    download."""
     if spec.path:
         folder = FilePath(spec.path).expanduser()
         if not (folder / "config.json").is_file():
@@ -56,7 +57,7 @@ def locate(spec: ModelSpec) -> Location:
         return Location(folder=folder, commit=None, remedy="Copy the folder again.")
     if spec.id.startswith(EMBEDDED):
         return _embedded(spec.id)
-    return _from_hub_cache(spec)
+    return _from_hub_cache(spec, weights)
 
 
 def _embedded(model_id: str) -> Location:
@@ -73,11 +74,13 @@ def _embedded(model_id: str) -> Location:
     return Location(folder=folder, commit=None, remedy=remedy)
 
 
-def _from_hub_cache(spec: ModelSpec) -> Location:
+def _from_hub_cache(spec: ModelSpec, weights: bool) -> Location:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     download = f"hf download {spec.id}" + (f" --revision {spec.revision}" if spec.revision else "")
+    if not weights:
+        download += ' --exclude "*.safetensors"'
     try:
         config = try_to_load_from_cache(spec.id, "config.json", revision=spec.revision)
     except HFValidationError as error:
@@ -87,10 +90,10 @@ def _from_hub_cache(spec: ModelSpec) -> Location:
         ) from error
     if not isinstance(config, str):
         raise ModelNotFound(
-            f"The model {spec.id} is not on this machine"
-            f"{f' in revision {spec.revision}' if spec.revision else ''}. Download its config, "
-            f"tokenizer and safetensors weights with '{download}', or set 'model.path=' to a "
-            f"folder that holds them."
+            f"The {'model' if weights else 'tokenizer of'} {spec.id} is not on this machine"
+            f"{f' in revision {spec.revision}' if spec.revision else ''}. Download its config"
+            f"{', tokenizer and safetensors weights' if weights else ' and tokenizer'} with "
+            f"'{download}', or set 'model.path=' to a folder that holds them."
         )
     folder = FilePath(config).parent
     location = Location(
@@ -99,7 +102,7 @@ def _from_hub_cache(spec: ModelSpec) -> Location:
         remedy=f"Download it again with '{download} --force-download'.",
     )
     missing = [file for file in _weight_files(location) if not (folder / file).is_file()]
-    if missing:
+    if missing and weights:
         raise ModelNotFound(
             f"The model {spec.id} is on this machine only in part: {missing[0]} is missing from "
             f"{folder}. Complete it with '{download}', or set 'model.path=' to a whole folder."
@@ -130,6 +133,12 @@ def read_json(location: Location, name: str) -> dict[str, Any]:
     return content
 
 
+def stored_dtype(location: Location) -> str:
+    """The number format that the weights are stored in, by the model's configuration."""
+    config = read_json(location, "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
 def end_tokens(location: Location) -> list[int]:
     """The ids that the model's files name as end of text, by the rule of transformers: those of
     generation_config.json if there is one, else those of config.json."""
@@ -139,7 +148,7 @@ def end_tokens(location: Location) -> list[int]:
     return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
 
-def check_files(location: Location) -> None:
+def check_files(location: Location, *, weights: bool = True) -> None:
     """Raise `DamagedFile` when a file is missing, cut off or not what its name says."""
     from safetensors import SafetensorError, safe_open
 
@@ -152,7 +161,7 @@ def check_files(location: Location) -> None:
             f"The model folder {location.folder} has no tokenizer (none of "
             f"{', '.join(TOKENIZER_FILES)}). {location.remedy}"
         )
-    for name in _weight_files(location):
+    for name in _weight_files(location) if weights else ():
         file = location.folder / name
         if not file.is_file():
             raise DamagedFile(
@@ -169,8 +178,7 @@ def check_files(location: Location) -> None:
 def fingerprint(location: Location) -> dict[str, str]:
     """What determines the model's numbers: the hub's commit, or a hash of the weights; and a hash
     of the tokenizer. The key says when large weights were hashed by name and size only."""
-    names = [n for n in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS) if (location.folder / n).is_file()]
-    tokenizer = {"tokenizer_sha256": _digest(location.folder, tuple(names), True)}
+    tokenizer = tokenizer_fingerprint(location)
     if location.commit:
         return {"revision": location.commit, **tokenizer}
     weights = [n for n in _weight_files(location) if (location.folder / n).is_file()]
@@ -187,6 +195,12 @@ def fingerprint(location: Location) -> dict[str, str]:
         ).encode()
     ).hexdigest()
     return {"weights_sha256" if whole else "weights_sizes_sha256": digest, **tokenizer}
+
+
+def tokenizer_fingerprint(location: Location) -> dict[str, str]:
+    """A hash of the tokenizer."""
+    names = [n for n in (*TOKENIZER_FILES, *TOKENIZER_EXTRAS) if (location.folder / n).is_file()]
+    return {"tokenizer_sha256": _digest(location.folder, tuple(names), True)}
 
 
 def _digest(folder: FilePath, names: tuple[str, ...], contents: bool) -> str:

@@ -54,26 +54,47 @@ def path_keys(seed: int, problem_id: str, indices: Sequence[int]) -> torch.Tenso
     return torch.tensor([int.from_bytes(w, "little", signed=True) for w in words])
 
 
-def gumbel(keys: torch.Tensor, position: int, token_ids: torch.Tensor) -> torch.Tensor:
+def gumbel(
+    keys: torch.Tensor, position: int | torch.Tensor, token_ids: torch.Tensor
+) -> torch.Tensor:
     """Standard Gumbel noise, float64.
 
     Parameters
     ----------
     keys : `(rows,)` int64 from `path_keys`.
-    position : number of tokens that the paths have generated before this one.
+    position : number of tokens that the paths have generated before this one: one for all, or
+        `(rows,)` int64.
     token_ids : `(rows, n)` or `(n,)` int64, the candidates.
     """
-    at_position = mix(keys + _signed((position + 1) * _GOLDEN))
+    if isinstance(position, torch.Tensor):
+        offset = (position + 1) * _GOLDEN
+    else:
+        offset = _signed((position + 1) * _GOLDEN)
+    at_position = mix(keys + offset)
     words = mix(at_position[:, None] + (token_ids + 1) * _GOLDEN)
     # 52 bits and a half keep the number strictly between 0 and 1 in float64.
     uniform = (_shift(words, 12).double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))
 
 
-def step(
-    logits: torch.Tensor, keys: torch.Tensor, position: int, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose one token per row and measure the distribution it came from.
+def n_candidates(n_vocab: int, sampling: Sampling) -> int:
+    """How many of the likeliest tokens a draw looks at."""
+    return min(sampling.top_k, n_vocab) if sampling.top_k > 0 else n_vocab
+
+
+def truncates(n_vocab: int, sampling: Sampling) -> bool:
+    """Whether top-k or top-p leave tokens out."""
+    return sampling.top_p < 1.0 or n_candidates(n_vocab, sampling) < n_vocab
+
+
+def choose(
+    logits: torch.Tensor,
+    keys: torch.Tensor,
+    position: int | torch.Tensor,
+    sampling: Sampling,
+    likeliest: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """One token per row, `(rows,)` int64.
 
     Temperature, top-k and top-p are applied in that order, as the logits warpers of transformers
     do; a token is kept while the probability above it is less than top_p. The choice is the
@@ -83,6 +104,43 @@ def step(
     ----------
     logits : `(rows, vocab)` raw logits, float32.
     keys, position : see `gumbel`.
+    likeliest : values and ids of at least the candidates in falling order, if they are known.
+    """
+    n_vocab = logits.shape[-1]
+    if sampling.temperature == 0:
+        return logits.argmax(-1) if likeliest is None else likeliest[1][:, 0]
+    if not truncates(n_vocab, sampling):
+        everything = torch.arange(n_vocab, device=logits.device)
+        noise = gumbel(keys, position, everything)
+        return (logits.double() / sampling.temperature + noise).argmax(-1)
+    top_k = n_candidates(n_vocab, sampling)
+    values, ids = logits.topk(top_k, dim=-1) if likeliest is None else likeliest
+    warm = values[:, :top_k].double() / sampling.temperature
+    if sampling.top_p < 1.0:
+        probability = warm.softmax(-1)
+        above = probability.cumsum(-1) - probability
+        kept = above < sampling.top_p
+        kept[:, 0] = True
+        warm = warm.masked_fill(~kept, -math.inf)
+    noise = gumbel(keys, position, ids[:, :top_k])
+    best = (warm + noise).argmax(-1, keepdim=True)
+    return ids.gather(-1, best)[:, 0]
+
+
+def entropy_and_sum(
+    logits: torch.Tensor, normaliser: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What only the whole vocabulary tells: the exact entropy and the sum of all log-probabilities,
+    each `(rows,)` in nats, with `normaliser` the log-sum-exp of `logits`."""
+    # A probability of 0 contributes 0; the product would be nan where a logit is -inf.
+    weighted = torch.softmax(logits, -1) * logits.clamp(min=torch.finfo(logits.dtype).min)
+    return normaliser - weighted.sum(-1), logits.sum(-1) - logits.shape[-1] * normaliser
+
+
+def step(
+    logits: torch.Tensor, keys: torch.Tensor, position: int, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose one token per row (see `choose`) and measure the distribution it came from.
 
     Returns
     -------
@@ -91,40 +149,19 @@ def step(
     """
     n_vocab = logits.shape[-1]
     n_top = min(TOP, n_vocab)
-    top_k = min(sampling.top_k, n_vocab) if sampling.top_k > 0 else n_vocab
-    truncated = sampling.top_p < 1.0 or top_k < n_vocab
     # One partial sort serves the top-20 statistic and both truncations.
-    n_sorted = max(n_top, top_k) if truncated and sampling.temperature > 0 else n_top
+    sort_more = truncates(n_vocab, sampling) and sampling.temperature > 0
+    n_sorted = max(n_top, n_candidates(n_vocab, sampling)) if sort_more else n_top
     values, ids = logits.topk(n_sorted, dim=-1)
-
     normaliser = logits.logsumexp(-1)
-    if sampling.temperature == 0:
-        chosen = ids[:, 0]
-    elif not truncated:
-        everything = torch.arange(n_vocab, device=logits.device)
-        noise = gumbel(keys, position, everything)
-        chosen = (logits.double() / sampling.temperature + noise).argmax(-1)
-    else:
-        warm = values[:, :top_k].double() / sampling.temperature
-        if sampling.top_p < 1.0:
-            probability = warm.softmax(-1)
-            above = probability.cumsum(-1) - probability
-            kept = above < sampling.top_p
-            kept[:, 0] = True
-            warm = warm.masked_fill(~kept, -math.inf)
-        noise = gumbel(keys, position, ids[:, :top_k])
-        best = (warm + noise).argmax(-1, keepdim=True)
-        chosen = ids.gather(-1, best)[:, 0]
+    chosen = choose(logits, keys, position, sampling, (values, ids))
 
     logprob = logits.gather(-1, chosen[:, None])[:, 0] - normaliser
     top_logprobs = values[:, :n_top] - normaliser[:, None]
     top_p = top_logprobs.exp()
     # A probability of 0 contributes 0 to an entropy, not nan.
     top_entropy = -(top_p * top_logprobs.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
-    # A probability of 0 contributes 0; the product would be nan where a logit is -inf.
-    weighted = torch.softmax(logits, -1) * logits.clamp(min=torch.finfo(logits.dtype).min)
-    entropy = normaliser - weighted.sum(-1)
-    total = logits.sum(-1) - n_vocab * normaliser
+    entropy, total = entropy_and_sum(logits, normaliser)
     return chosen, torch.stack(
         (
             logprob,

@@ -7,7 +7,7 @@ texts in each. torch and transformers are imported when the tokenizer is first n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,18 +21,24 @@ from prunebench.grading import as_style
 class HubModel(Backend):
     """A backend with the tokenizer of its model."""
 
+    needs_weights: ClassVar[bool] = True
+    """Whether the weights must be on this machine too."""
+
     _tokenizer: Any = None
 
     def bind(self, spec: ModelSpec, seed: int) -> None:
         super().bind(spec, seed)
         self._tokenizer = None
 
+    def _location(self) -> _hub.Location:
+        return _hub.locate(self.spec, weights=self.needs_weights)
+
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer; the first use loads it."""
         if self._tokenizer is None:
-            location = _hub.locate(self.spec)
-            _hub.check_files(location)
+            location = self._location()
+            _hub.check_files(location, weights=self.needs_weights)
             from transformers import AutoTokenizer
 
             try:
@@ -48,7 +54,7 @@ class HubModel(Backend):
     @property
     def eos_ids(self) -> list[int]:
         """Token ids that end a path, sorted: the tokenizer's and those of the model's files."""
-        location = _hub.locate(self.spec)
+        location = self._location()
         ids = {self.tokenizer.eos_token_id, *_hub.end_tokens(location)} - {None}
         if not ids:
             raise location.damaged("generation_config.json", "no end-of-text token is named")

@@ -40,6 +40,15 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+def torch_device() -> str:
+    """`cuda` when torch can use a GPU, else `cpu`."""
+    if not (FilePath("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
+        return "cpu"  # known without the seconds that importing torch takes
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(kw_only=True)
 class TransformersBackend(HubModel):
     """The decoding loop of prunebench over a model of transformers.
@@ -120,21 +129,14 @@ class TransformersBackend(HubModel):
     # ---- loading
 
     def _device(self) -> str:
-        if self.device != "auto":
-            return self.device
-        if not (FilePath("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
-            return "cpu"  # known without the seconds that importing torch takes
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch_device() if self.device == "auto" else self.device
 
     def _dtype(self, location: _hub.Location) -> str:
         if self.dtype is not Dtype.auto:
             return self.dtype.value
         if self._device().startswith("cpu"):
             return "float32"
-        config = _hub.read_json(location, "config.json")
-        return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        return _hub.stored_dtype(location)
 
     @property
     def engine(self) -> Engine:
