@@ -39,6 +39,5 @@ class Completions(OpenAIEndpoint):
             if not self._served:
                 raise
             reason = str(error)
-        raise Unavailable(
-            f"{reason} Then start the same command again: it asks only for what is missing."
-        )
+        kept = "asks all again" if self._cache is None else "asks only for what is missing"
+        raise Unavailable(f"{reason} Then start the same command again: it {kept}.")

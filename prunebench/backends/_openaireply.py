@@ -1,7 +1,8 @@
 """What a completions server says of the tokens it drew: ids, log-probabilities, statistics.
 
 Reads the JSON of a reply once, when it arrives; what is kept on disk are token ids and a few
-numbers per token, not the alternatives. Knows no tokenizer: a server that names no ids leaves texts.
+numbers per token, not the alternatives. Knows no tokenizer: from a server that names no ids there
+are texts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Drawn(Reply):
     text : their text, empty when the ids are known.
     token_ids : `(n,)` int32, None when the server names none.
     pieces : the text of each token, where log-probabilities came without ids.
-    stats : some of `PER_TOKEN`, `(n,)` float32 each; NaN where the server gave too few alternatives.
+    stats : some of `PER_TOKEN`, `(n,)` float32 each; NaN where the server gave too few
+        alternatives.
     first : log-probabilities of the alternatives for the first token, by what the server calls
         them.
     n_alternatives : most alternatives that were given for a token.
@@ -100,7 +102,7 @@ def _drawn(choice: Mapping[str, Any], usage: Mapping[str, Any], finish: str | No
 
 def _columns(
     logprobs: Mapping[str, Any] | None,
-) -> tuple[list[str] | None, list[float] | None, list[Mapping[str, float]]]:
+) -> tuple[list[str] | None, list[float] | None, Sequence[Mapping[str, float]]]:
     """Texts, log-probabilities and alternatives of the tokens, in the form of the completions API
     or, as some servers do, of the chat API."""
     if not logprobs:
@@ -126,9 +128,7 @@ def _name(token: Mapping[str, Any]) -> str:
     return f"{ID_MARK}{token['id']}" if "id" in token else token["token"]
 
 
-def statistics(
-    values: Sequence[float], tops: Sequence[Sequence[float]]
-) -> dict[str, np.ndarray]:
+def statistics(values: Sequence[float], tops: Sequence[Sequence[float]]) -> dict[str, np.ndarray]:
     """What `TokenStats` can hold of a path: `(n,)` float32 each, nats.
 
     Parameters

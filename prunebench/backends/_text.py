@@ -6,16 +6,18 @@ texts in each. torch and transformers are imported when the tokenizer is first n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
 
 from prunebench.backend import Backend, ModelSpec
-from prunebench.backends import _hub
+from prunebench.backends import _harmony, _hub
 from prunebench.backends._records import Reader
 from prunebench.errors import ConfigError
-from prunebench.grading import as_style
+from prunebench.grading import THINK_END, THINK_START, as_style
 
 
 class HubModel(Backend):
@@ -25,6 +27,8 @@ class HubModel(Backend):
     """Whether the weights must be on this machine too."""
 
     _tokenizer: Any = None
+    _harmony: bool = False
+    _left_out: frozenset[int] | None = None
 
     def bind(self, spec: ModelSpec, seed: int) -> None:
         super().bind(spec, seed)
@@ -39,16 +43,12 @@ class HubModel(Backend):
         if self._tokenizer is None:
             location = self._location()
             _hub.check_files(location, weights=self.needs_weights)
-            from transformers import AutoTokenizer
-
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    location.folder,
-                    trust_remote_code=self.spec.trust_remote_code,
-                    local_files_only=True,
-                )
+                self._tokenizer = _load(location, self.spec.trust_remote_code)
             except Exception as error:
                 raise location.damaged("tokenizer.json", error) from error
+            self._harmony = _harmony.CHANNEL in self._tokenizer.get_added_vocab()
+            self._left_out = _left_out(self._tokenizer, self._harmony)
         return self._tokenizer
 
     @property
@@ -79,11 +79,23 @@ class HubModel(Backend):
             [{"role": "user", "content": text}],
             tokenize=False,
             add_generation_prompt=True,
-            **self.spec.chat_kwargs,
+            **self._chat_kwargs(),
         )
         # The template has written the special tokens already.
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int32)
+
+    def _chat_kwargs(self) -> dict[str, Any]:
+        kwargs = dict(self.spec.chat_kwargs)
+        if "strftime_now" in kwargs:  # what templates call for the day of the prompt
+            try:
+                kwargs["strftime_now"] = date.fromisoformat(kwargs["strftime_now"]).strftime
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"'model.chat_kwargs.strftime_now' must be a day such as '2025-06-28'. Got "
+                    f"{kwargs['strftime_now']!r} instead."
+                ) from error
+        return kwargs
 
     def tokenize(self, text: str) -> np.ndarray:
         return np.asarray(
@@ -94,12 +106,47 @@ class HubModel(Backend):
         return self._decode_all([token_ids])[0]
 
     def _decode_all(self, paths: Sequence[np.ndarray]) -> list[str]:
-        return [
-            self.tokenizer.decode(
-                ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        tokenizer = self.tokenizer
+        out = self._left_out
+        texts = [
+            tokenizer.decode(
+                ids.tolist() if out is None else [i for i in ids.tolist() if i not in out],
+                skip_special_tokens=out is None,
+                clean_up_tokenization_spaces=False,
             )
             for ids in paths
         ]
+        return [_harmony.plain(text) for text in texts] if self._harmony else texts
 
     def _reader(self) -> Reader:
         return Reader(decode=self._decode_all, style=as_style(self.spec.answer))
+
+
+def _load(location: _hub.Location, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder, as its tokenizer.json has it.
+
+    transformers 5 puts a tokenizer together anew by the class that tokenizer_config.json names.
+    DeepSeek's files name Llama's, whose texts and tokens have no spaces then
+    (https://github.com/huggingface/transformers/issues/45488).
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        location.folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    if not tokenizer.is_fast or not (location.folder / "tokenizer.json").is_file():
+        return tokenizer
+    stored = _hub.read_json(location, "tokenizer.json")
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part = getattr(tokenizer.backend_tokenizer, name)
+        if (None if part is None else json.loads(part.__getstate__())) != stored.get(name):
+            return PreTrainedTokenizerFast.from_pretrained(location.folder, local_files_only=True)
+    return tokenizer
+
+
+def _left_out(tokenizer: Any, harmony: bool) -> frozenset[int] | None:
+    """The special tokens that texts leave out; None means all of them."""
+    special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    shown = {THINK_START, THINK_END, *(_harmony.MARKERS if harmony else ())}
+    hidden = frozenset(i for i, name in special.items() if name not in shown)
+    return hidden if len(hidden) < len(special) else None

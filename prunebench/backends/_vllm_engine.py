@@ -254,9 +254,7 @@ class VllmEngine:
                 entropy, total = exact.reshape(-1, 2).T
                 stats = replace(stats, entropy=entropy.copy(), sum_logprobs=total.copy())
             whole = len(ids) == len(request.token_ids)
-            records.append(
-                Record(token_ids=ids, stats=stats, stopped=request.stopped and whole)
-            )
+            records.append(Record(token_ids=ids, stats=stats, stopped=request.stopped and whole))
         return records
 
     def score(self, request: Request) -> float:

@@ -13,7 +13,7 @@ versions in `KNOWN`; with another version such folders are refused.
 from __future__ import annotations
 
 import functools
-import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ import numpy as np
 from prunebench import readerfiles
 from prunebench.backend import ReaderWeights
 from prunebench.errors import Incompatible
-
-logger = logging.getLogger(__name__)
 
 KNOWN = ("0.32",)
 """Versions whose internals this file was tested on."""
@@ -85,6 +83,7 @@ def register() -> None:
     _wrap(lora_ops, "bgmv_shrink", _bgmv_shrink)
     for module in (torch_ops, punica_cpu):
         module.bgmv_shrink = lora_ops.bgmv_shrink
+    punica_cpu.PunicaWrapperCPU.add_lora_linear = _add_lora_linear
     _wrap(LoRAModelRunnerMixin, "load_lora_model", _load_lora_model)
     _wrap(LoRAModelManager, "activate_adapter", _activate_adapter)
     EngineCore.prunebench_hold = lambda core, ids, n: core.scheduler.hold(ids, n)
@@ -181,6 +180,34 @@ def _bgmv_shrink(
     """vLLM 0.32 on CPU takes the index -1, no adapter, as the last one."""
     original(inputs, weights, output, indices.clamp(min=0), *args, **kwargs)
     output[indices < 0] = 0
+
+
+def _add_lora_linear(
+    wrapper: Any,
+    y: Any,
+    x: Any,
+    lora_a_stacked: Sequence[Any],
+    lora_b_stacked: Sequence[Any],
+    scale: float,
+    output_slices: Sequence[int],
+    **_: Any,
+) -> None:
+    """y += scale * x A^T B^T for the tokens of each adapter, on a CPU.
+
+    vLLM's own copies A and B once per token, which costs more than the model does.
+    """
+    if wrapper.no_lora:
+        return
+    slots = wrapper.token_lora_indices[: x.shape[0]]
+    for slot in slots.unique().tolist():
+        if slot < 0:
+            continue
+        rows = (slots == slot).nonzero()[:, 0]
+        tokens, at = x[rows], 0
+        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            added = (tokens @ a[slot, 0].T) @ b[slot, 0].T
+            y[rows, at : at + width] += scale * added
+            at += width
 
 
 # ---- embeddings in, scores out

@@ -205,15 +205,12 @@ class VllmInternals(Internals):
             self._engine.worker("prunebench_watch", list(layers))
             try:
                 requests = [
-                    self._engine.add_reading(self._tokens(path), from_cache=False)
-                    for path in paths
+                    self._engine.add_reading(self._tokens(path), from_cache=False) for path in paths
                 ]
                 self._engine.finish(requests)
                 self._count(sum(request.n_prompt for request in requests))
                 for request in requests:
-                    states = self._engine.worker(
-                        "prunebench_take_states", request.id, list(layers)
-                    )
+                    states = self._engine.worker("prunebench_take_states", request.id, list(layers))
                     yield torch.stack([unpack(one)[n_prompt:] for one in states])
             finally:
                 self._engine.worker("prunebench_watch", None)

@@ -60,16 +60,11 @@ class WorkerExtension:
         if layers is None:
             return
         base = self.model_runner.get_model().model
-        blocks = list(base.layers)
+        modules = [base.embed_tokens, *list(base.layers)[:-1], base.norm]
         for layer in sorted(set(layers)):
-            if layer == 0:
-                module = base.embed_tokens
-            elif layer == len(blocks):
-                module = base.norm
-            else:
-                module = blocks[layer - 1]
-            handle = module.register_forward_hook(
-                lambda _, __, output, layer=layer, last=layer == len(blocks): (
+            last = layer == len(modules) - 1
+            handle = modules[layer].register_forward_hook(
+                lambda _, __, output, layer=layer, last=last: (
                     self._prunebench_see(layer, output, last)
                 )
             )

@@ -49,7 +49,7 @@ class VllmBackend(HubModel):
     dtype : number format; `auto` is float32 on the CPU, else what the weights are stored in.
     tensor_parallel_size : GPUs that share the model.
     gpu_memory_utilization : share of a GPU's memory for weights and cache.
-    kv_cache_gb : memory of the cache in GB instead; None leaves it to vLLM on GPUs and is 1 on CPUs.
+    kv_cache_gb : memory of the cache in GB instead; None is vLLM's choice on GPUs, 1 on CPUs.
     max_model_len : longest prompt and path together; None is what the model allows.
     max_num_seqs : most paths that run at the same time.
     block_size : tokens in a block of the cache; None is vLLM's choice, 32 on CPUs.
@@ -397,4 +397,3 @@ def _check_installation() -> None:
 
 def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
