@@ -5,7 +5,6 @@ Shared by `stop` and `otv`, which differ in their targets and defaults.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from prunebench.backend import ReaderWeights
+from prunebench.checkpoints import fingerprint
 from prunebench.method import Capability, Context, LabelledPrefix, PathGroup
 
 from ._learned import Learned, damaged
@@ -89,26 +89,35 @@ class CacheReader(Learned):
         super().save(folder)
 
     def load(self, folder: FilePath, context: Context) -> Self:
-        import torch
         from safetensors.torch import load_file
 
         super().load(folder, context)
         file = folder / "adapter" / "adapter_model.safetensors"
         try:
             self.adapter_ = load_file(file)
-            content = file.read_bytes()
         except Exception as error:  # the reader of safetensors has many errors of its own
             self.weights_ = None
             raise damaged(self.file_stem, folder, error) from error
-        self.name_ = f"{self.file_stem}_{hashlib.sha256(content).hexdigest()[:12]}"
         reader = ReaderWeights(
             embeddings=self.weights_["embeddings"],
             head_weight=self.weights_["head.weight"],
             head_bias=float(self.weights_["head.bias"]),
             adapter=folder / "adapter",
         )
-        context.backend.load_reader(self.name_, reader)
-        self.weights_ = {name: torch.from_numpy(value) for name, value in self.weights_.items()}
+        return self.use(reader, folder, context)
+
+    def use(self, reader: ReaderWeights, folder: FilePath, context: Context) -> Self:
+        """Score with a reader that was read from a folder."""
+        import torch
+
+        name = f"{self.file_stem}_{fingerprint(folder)}"
+        context.backend.load_reader(name, reader)
+        self.name_ = name
+        self.weights_ = {
+            "embeddings": torch.from_numpy(reader.embeddings),
+            "head.weight": torch.from_numpy(reader.head_weight),
+            "head.bias": torch.tensor(reader.head_bias),
+        }
         return self
 
     def _arrays(self) -> dict[str, Any]:

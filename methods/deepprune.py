@@ -41,7 +41,8 @@ class DeepPrune(_judge.Judge):
 
     With `keep=similar` in (-2, 0). NaN for an empty prefix. A pair that the server will not judge
     counts as different; a path of which no pair was judged scores NaN, with the reason. The
-    server gets at most one request per path and cluster, in as many rounds as there are clusters.
+    server gets at most one request per path and cluster, in as many rounds as there are clusters:
+    quadratic in the number of paths when all of them differ.
 
     Attributes
     ----------

@@ -36,7 +36,8 @@ class PoLR(SignalGenerator):
     """Higher = keep: a member of a large cluster (or, with `keep=smallest`, of a small one).
 
     In (0, 1 + epsilon], or its negative. A path alone in its cluster has a mean cosine of 0. A
-    prefix without a word scores NaN and counts for none.
+    prefix without a word scores NaN and counts for none. Time and memory are quadratic in the
+    number of paths.
 
     Attributes
     ----------

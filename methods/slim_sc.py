@@ -41,7 +41,8 @@ class SlimSC(SignalGenerator):
     """Higher = keep: unlike every other path (or, with `keep=similar`, like one).
 
     In [-1, 0], or [0, 1] with `keep=similar`. A path without company scores 0. A prefix without a
-    word scores NaN, and shares nothing with the others.
+    word scores NaN, and shares nothing with the others. Time and memory are quadratic in the
+    number of paths.
 
     Attributes
     ----------

@@ -43,6 +43,7 @@ class SlimSCEmbed(SignalGenerator):
 
     In [-1, 0] with `tfidf`, in [-1, 1] with a sentence encoder; `keep=similar` changes the sign.
     A path without company scores 0. A prefix without a word scores NaN and is compared with none.
+    Time is quadratic in the number of thoughts of all paths, memory in the number of paths.
 
     Attributes
     ----------

@@ -33,7 +33,8 @@ class Measure(Enum):
 class SlimSCGreedy(SignalGenerator):
     """Higher = keep: chosen early. 0, -1, ..., each once; ties go to the lower path index.
 
-    A prefix without a word scores NaN and is compared with none.
+    A prefix without a word scores NaN and is compared with none. Time and memory are quadratic in
+    the number of paths.
 
     Attributes
     ----------

@@ -32,6 +32,7 @@ class STBoN(SignalGenerator):
     """Higher = keep: the states agree with those of the other paths.
 
     At most 0; a path without company scores 0. NaN for an empty prefix, which is no company either.
+    Time and memory of the comparison are quadratic in the number of paths, times `window`.
 
     Attributes
     ----------

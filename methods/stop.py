@@ -16,10 +16,17 @@ Ours: defaults for the embedded model; one output instead of two classes (the sa
 from several prefix lengths, each continued in a branching tree; each token has its own embedding;
 with `centred`, the logit of the problem's mean label is added in the loss, so that nothing is spent
 on learning how hard a problem is (the score then ranks paths and is no probability).
+
+The authors' published checkpoints are read as they are; S_i is then the logit of their score.
 """
 
 from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Self
 
+from prunebench.method import Context
+
+from ._published import is_published, read_published
 from ._reader import CacheReader
 
 
@@ -29,7 +36,8 @@ class Stop(CacheReader):
 
     Attributes
     ----------
-    checkpoint : folder with trained weights; None takes the ones for the model at hand.
+    checkpoint : folder with trained weights, ours or a published one (see `_published`), which
+        brings its own number of tokens; None takes the ones for the model at hand.
     n_tokens : m, number of `[STOP]` tokens.
     rank, alpha, dropout : of the LoRA adapter on all linear layers.
     learning_rate, weight_decay, warmup : of AdamW; the rate falls along a half cosine after
@@ -44,3 +52,9 @@ class Stop(CacheReader):
     """
 
     paper = "arXiv 2604.16029, section 3, https://arxiv.org/abs/2604.16029"
+
+    def load(self, folder: FilePath, context: Context) -> Self:
+        if is_published(folder):
+            self.adapter_ = None
+            return self.use(read_published(folder), folder, context)
+        return super().load(folder, context)

@@ -55,7 +55,8 @@ class ModelSpec:
     revision : branch, tag or commit on the hub.
     prompt : template of the user's turn, `{question}` is replaced; empty takes the dataset's.
     chat : wrap the prompt with the tokenizer's chat template.
-    chat_kwargs : extra arguments of the chat template (`reasoning_effort: medium`).
+    chat_kwargs : extra arguments of the chat template (`reasoning_effort: medium`);
+        `strftime_now: 2025-06-28` is the day for templates that would write today's.
     answer : how answers are read from text: `line` (a line `A<answer>`), `math` (the last
         boxed expression), `choice` (a letter); empty takes the dataset's.
     prefix_length : the checkpoint used when none is given, in generated tokens.

@@ -134,10 +134,10 @@ def _check_options(override: Override, values: list[str], loader: ConfigLoader) 
 
 
 def _check_secrets(key: str, value: str) -> None:
-    if value != "null":
+    group, _, name = key.partition(".")
+    if value != "null" and group in ("endpoint", "backend"):
         check_secrets(
-            value if key == "endpoint.key_env" else None,
-            value if key == "endpoint.base_url" else None,
+            value if name == "key_env" else None, value if name == "base_url" else None, group
         )
 
 

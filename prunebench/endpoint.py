@@ -18,7 +18,7 @@ from prunebench.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One question. Either `messages` (chat API) or `prompt` (completions API).
+    """One question. Either `messages` (chat API) or `prompt` (completions API; text or token ids).
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Request:
     """
 
     messages: tuple[Mapping[str, str], ...] | None = None
-    prompt: str | None = None
+    prompt: str | Sequence[int] | None = None
     max_tokens: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
@@ -106,21 +106,21 @@ class Endpoint(ABC):
         """Close connections."""
 
 
-def check_secrets(key_env: str | None, base_url: str | None) -> None:
-    """Raise `ConfigError` when an option holds a secret instead of saying where it is.
+def check_secrets(key_env: str | None, base_url: str | None, group: str = "endpoint") -> None:
+    """Raise `ConfigError` when an option of `group` holds a secret instead of saying where it is.
 
     Called before Hydra writes the configuration of a run to disk.
     """
     if key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
         raise ConfigError(
-            "The 'endpoint.key_env' parameter must be the name of an environment variable in "
+            f"The '{group}.key_env' parameter must be the name of an environment variable in "
             "capital letters, such as OPENAI_API_KEY. The value is not shown here, since it may be "
             "the key itself."
         )
     if base_url is not None and "@" in base_url.partition("//")[2].partition("/")[0]:
         raise ConfigError(
-            "The 'endpoint.base_url' parameter must not hold a user or password. Put the key into "
-            "an environment variable and name it with endpoint.key_env=NAME."
+            f"The '{group}.base_url' parameter must not hold a user or password. Put the key into "
+            f"an environment variable and name it with {group}.key_env=NAME."
         )
 
 
@@ -166,8 +166,8 @@ class EndpointConfig:
         """What determines the replies."""
         return {"base_url": self.base_url, "model": self.model}
 
-    def validate(self) -> None:
-        """Raise `ConfigError` for values that cannot work."""
+    def validate(self, group: str = "endpoint") -> None:
+        """Raise `ConfigError`, which names options of `group`, for values that cannot work."""
         rules: list[tuple[str, Any, bool, str]] = [
             ("concurrency", self.concurrency, self.concurrency >= 1, "at least 1"),
             ("timeout", self.timeout, self.timeout > 0, "above 0 seconds"),
@@ -178,12 +178,12 @@ class EndpointConfig:
             good = self.base_url.startswith(("http://", "https://"))
             rules.append(("base_url", self.base_url, good, "an http:// or https:// address"))
             rules.append(("model", self.model, bool(self.model), "the name of a model there"))
-        check_secrets(self.key_env, self.base_url)
+        check_secrets(self.key_env, self.base_url, group)
         for name in ("price_prompt", "price_completion"):
             value = getattr(self, name)
             rules.append((name, value, value is None or value >= 0, "at least 0"))
         for name, value, ok, constraint in rules:
             if not ok:
                 raise ConfigError(
-                    f"The 'endpoint.{name}' parameter must be {constraint}. Got {value!r} instead."
+                    f"The '{group}.{name}' parameter must be {constraint}. Got {value!r} instead."
                 )

@@ -1,4 +1,4 @@
-"""The client for judges behind OpenAI-compatible servers: sends, retries, caches and counts.
+"""The client for OpenAI-compatible servers: sends, retries, caches and counts.
 
 It knows the chat and the completions API and what servers answer when something is wrong. It does
 not know what is asked or why: methods see only `endpoint.py`.
@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from prunebench.cost import Ledger
@@ -80,13 +80,22 @@ class OpenAIEndpoint(Endpoint):
     content are sent, and counted, once. The connection, the key and the package `openai` are
     needed only when a reply is not in the cache.
 
+    Engines that generate over HTTP inherit it with their own form of a reply: `_parse`, `_pack` and
+    `_unpack`.
+
     Attributes
     ----------
     unknown_usage : replies whose tokens the server did not report; they make tokens and money NaN.
+    group, model_option : the options that errors name.
     """
 
+    group, model_option = "endpoint", "endpoint.model"
+    _parse = staticmethod(reply_of)
+    _pack = staticmethod(pack)
+    _unpack = staticmethod(unpack)
+
     def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
-        config.validate()
+        config.validate(self.group)
         if config.base_url is None or config.model is None:
             raise ConfigError(
                 "No endpoint is configured. Choose one with endpoint=local or endpoint=openai."
@@ -99,6 +108,8 @@ class OpenAIEndpoint(Endpoint):
         self._client: Any = None
         self._reached = False  # in this `ask`: the server answered anything
         self._served = False  # ever: it gave a usable reply, so that key and model are right
+        self._gone = False  # the server could not be reached in all tries of the last request
+        self._attempts = config.max_attempts
 
     def __repr__(self) -> str:
         return f"OpenAIEndpoint(base_url={self.base_url!r}, model={self.model!r})"
@@ -110,10 +121,11 @@ class OpenAIEndpoint(Endpoint):
         keys = [self._cache_key(request) for request in requests]
         replies: dict[str, tuple[Reply, Usage | None]] = {}
         if self.config.cache_dir is not None and self._cache is None:
-            self._cache = ReplyCache(self.config.cache_dir)
+            self._cache = ReplyCache(self.config.cache_dir, f"{self.group}.cache_dir")
         if self._cache is not None:
             found = {key: self._cache.get(key) for key in keys}
-            replies = {key: unpack(value) for key, value in found.items() if value is not None}
+            known = {key: value for key, value in found.items() if value is not None}
+            replies = {key: self._unpack(value) for key, value in known.items()}
         missing = {k: r for k, r in zip(keys, requests, strict=True) if k not in replies}
         if missing:
             replies |= self._fetch_all(missing)
@@ -134,28 +146,43 @@ class OpenAIEndpoint(Endpoint):
         self._runner = self._client = self._cache = None
 
     def _fetch_all(self, missing: Mapping[str, Request]) -> dict[str, tuple[Reply, Usage | None]]:
-        """Send these requests; whatever arrives is cached, also when some fail."""
-        if self._client is None:
-            self._client = self._connect()
-        if self._runner is None:
-            self._runner = asyncio.Runner()
+        """Send these requests; whatever arrives is cached, also when some fail. A server that is
+        gone gets no more of them, and one try the next time."""
+        self._attempts, self._gone = 1 if self._gone else self.config.max_attempts, False
         self._reached = False
         try:
-            results = self._runner.run(self._gather(missing))
+            results = self._run(self._gather(missing))
         except _Hopeless as error:
             hopeless = error
         else:
             failures = [result for result in results.values() if isinstance(result, _Fault)]
             if not failures:
                 return {k: result for k, result in results.items() if isinstance(result, tuple)}
+            n_failed = len(missing) - len(results) + len(failures)
             kept = "the others are kept and the same command asks only for the missing ones"
             raise Unavailable(
-                f"{len(failures)} of {len(missing)} requests to {self.model} at {self.base_url} "
-                f"got no reply in {self.config.max_attempts} tries; the last reason: "
+                f"{n_failed} of {len(missing)} requests to {self.model} at {self.base_url} "
+                f"got no reply in {self._attempts} tries; the last reason: "
                 f"{failures[-1].reason}. Start the same command again: "
                 f"{'it asks all again' if self._cache is None else kept}."
             )
-        raise EndpointError(self._runner.run(self._explain(hopeless)))
+        raise EndpointError(self._run(self._explain(hopeless)))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for it, connected."""
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            if self._runner is None:
+                self._runner = asyncio.Runner()
+        except BaseException:
+            work.close()
+            raise
+        return self._runner.run(work)
+
+    def models(self) -> list[str] | None:
+        """The models that the server lists, None when it does not say."""
+        return self._run(self._models())
 
     async def _gather(
         self, missing: Mapping[str, Request]
@@ -167,6 +194,8 @@ class OpenAIEndpoint(Endpoint):
 
         async def work() -> None:
             for key, request in todo:
+                if self._gone:
+                    return
                 results[key] = await self._fetch(key, request)
 
         n_workers = min(self.config.concurrency, len(missing))
@@ -185,7 +214,7 @@ class OpenAIEndpoint(Endpoint):
 
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Fault),
-            stop=tenacity.stop_after_attempt(self.config.max_attempts),
+            stop=tenacity.stop_after_attempt(self._attempts),
             wait=self._pause,
             reraise=True,
         )
@@ -193,10 +222,12 @@ class OpenAIEndpoint(Endpoint):
             reply, usage = await retrying(self._try_once, request)
         except _Fault as fault:
             if not fault.reached and not self._reached:
+                self._gone = True
                 raise _Hopeless(fault.reason) from None
+            self._gone |= not fault.reached
             return fault
         if self._cache is not None and reply.refusal is None:  # a server may change its limits
-            reply, usage = unpack(self._cache.put(key, pack(reply, usage)))
+            reply, usage = self._unpack(self._cache.put(key, self._pack(reply, usage)))
         self._show_progress()
         return reply, usage
 
@@ -247,7 +278,7 @@ class OpenAIEndpoint(Endpoint):
         if len(self._client.api_key) >= SECRET_LENGTH:
             text = text.replace(self._client.api_key, "***")
         try:
-            return reply_of(text)
+            return self._parse(text)
         except ValueError as error:
             reason = self._redact(str(error))
         raise _Fault(reason)
@@ -277,12 +308,12 @@ class OpenAIEndpoint(Endpoint):
         if error.status is None:
             return (
                 f"No server answers at {self.base_url} ({error.reason}). Start it, e.g. with "
-                f"'vllm serve {self.model}', or set endpoint.base_url."
+                f"'vllm serve {self.model}', or set {self.group}.base_url."
             )
         if error.status in (401, 403) and name is None:
             return (
                 f"{where} wants a key ({error.reason}). Name the environment variable that holds "
-                f"it with endpoint.key_env=NAME."
+                f"it with {self.group}.key_env=NAME."
             )
         if error.status in (401, 403):
             return (
@@ -293,11 +324,13 @@ class OpenAIEndpoint(Endpoint):
             return f"{where} answers no request ({error.reason})."
         models = await self._models()
         if models is None:
-            advice = "Check endpoint.model, and endpoint.base_url, which usually ends in /v1."
+            options = f"{self.model_option}, and {self.group}.base_url"
+            advice = f"Check {options}, which usually ends in /v1."
         elif self.model in models:
             advice = "It lists the model, but does not offer this API for it."
         else:
-            advice = f"Its models: {', '.join(models[:20])}. Choose one with endpoint.model=NAME."
+            listing = ", ".join(models[:20])
+            advice = f"Its models: {listing}. Choose one with {self.model_option}=NAME."
         return f"{where} does not serve the model {self.model!r} ({error.reason}). {advice}"
 
     async def _models(self) -> list[str] | None:
@@ -317,8 +350,8 @@ class OpenAIEndpoint(Endpoint):
             import tenacity  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"A judge behind a server needs the package {error.name!r}, which is not "
-                f"installed. Install it with: pip install openai tenacity"
+                f"Asking a server needs the package {error.name!r}, which is not installed. Install "
+                f"it with: pip install openai tenacity"
             ) from None
         key = self._key()
         try:
@@ -332,7 +365,7 @@ class OpenAIEndpoint(Endpoint):
             )
         except Exception as error:  # addresses and proxy settings that its HTTP client rejects
             reason = str(error).replace(key, "***")
-        raise ConfigError(f"Cannot connect to endpoint.base_url={self.base_url}: {reason}.")
+        raise ConfigError(f"Cannot connect to {self.group}.base_url={self.base_url}: {reason}.")
 
     def _key(self) -> str:
         """The key; a placeholder when none is needed, since the library insists on one."""
@@ -343,7 +376,7 @@ class OpenAIEndpoint(Endpoint):
         if not key:
             raise ConfigError(
                 f"The environment variable {name} is not set. It must hold the key for "
-                f"{self.base_url} ('endpoint.key_env' names it)."
+                f"{self.base_url} ('{self.group}.key_env' names it)."
             )
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(f"The environment variable {name} holds no valid key.")

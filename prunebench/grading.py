@@ -1,5 +1,10 @@
 """Reads the answer out of a path's text and compares it with the gold answer.
 
+A model that thinks aloud closes its thoughts with `</think>`. Its answer is the last one after the
+last such tag, or, when none stands there, the last one before it: the answer may be boxed in the
+thoughts and repeated in words. A path that stopped inside its thoughts has the last answer of the
+whole text.
+
 Knows text only: no dataset, no model, no token. A path whose answer cannot be read or compared is
 an unanswered path, never a crash.
 """
@@ -14,6 +19,7 @@ from enum import StrEnum
 
 from prunebench.errors import ConfigError
 
+THINK_START, THINK_END = "<think>", "</think>"
 TIMEOUT_S = 5
 """Seconds that one symbolic comparison may take before it counts as unequal."""
 LONGEST_ANSWER = 400
@@ -42,7 +48,9 @@ def as_style(style: str) -> Style:
 
 def extract(text: str, style: str) -> str | None:
     """The answer that `text` gives, in a normal form, or None when it gives none."""
-    return _EXTRACT[as_style(style)](text)
+    read = _EXTRACT[as_style(style)]
+    thoughts, _, rest = text.rpartition(THINK_END)
+    return read(rest) or read(thoughts)
 
 
 def equal(answer: str, gold: str, style: str) -> bool:

@@ -85,6 +85,7 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
             records.failed_record(cell.reference(name), Status.SKIPPED, reason)
             for name in REFERENCES
         ]
+    notes += backend.notes()
     return Execution(
         rows=rows,
         seconds=lab.spent_since(before),

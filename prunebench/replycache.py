@@ -35,7 +35,7 @@ def reply_key(*, base_url: str, model: str, api: str, body: Mapping[str, Any]) -
 
 
 class ReplyCache:
-    """JSON values by key in `<folder>/replies.sqlite`.
+    """JSON values by key in `<folder>/replies.sqlite`; `option` names the folder in errors.
 
     Raises
     ------
@@ -45,8 +45,8 @@ class ReplyCache:
         When it cannot be opened or written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "replies.sqlite"
+    def __init__(self, folder: str | Path, option: str = "endpoint.cache_dir") -> None:
+        self.path, self._option = Path(folder) / "replies.sqlite", option
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
@@ -103,7 +103,7 @@ class ReplyCache:
         if isinstance(error, OSError) or (code is not None and code & 0xFF not in DAMAGED):
             return NotWritable(
                 f"Cannot use the cache of replies {self.path}: {error}. Make the folder writable "
-                f"or free some space, or choose another one with endpoint.cache_dir=FOLDER."
+                f"or free some space, or choose another one with {self._option}=FOLDER."
             )
         return DamagedFile(
             f"The cache of replies {self.path} is damaged ({error}). Delete {listing}: the next "

@@ -93,7 +93,7 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     return Execution(
         rows=rows,
         seconds=lab.spent_since(before),
-        notes=list(bank.warnings),
+        notes=[*bank.warnings, *backend.notes()],
         bank=bank.folder,
     )
 
