@@ -115,11 +115,13 @@ class Internals(ABC):
 
     `forwarded_tokens` counts every token that was run through the model on behalf of a method;
     the engine books it as verifier tokens. `sampled_tokens` counts what the model sampled for
-    probes; the engine books it as generator tokens.
+    probes; the engine books it as generator tokens. `from_cache` says that a server's answers were
+    on disk already, so that their time tells nothing.
     """
 
     forwarded_tokens: int = 0
     sampled_tokens: int = 0
+    from_cache: bool = False
 
     @abstractmethod
     def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
@@ -256,6 +258,11 @@ class Backend(ABC):
     @abstractmethod
     def provides(self) -> frozenset[Capability]:
         """What methods can read here, from the options alone."""
+
+    @property
+    def unusable(self) -> str | None:
+        """Why the engine cannot be used on this machine, None when nothing is known against it."""
+        return None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

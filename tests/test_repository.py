@@ -16,8 +16,8 @@ TRAINERS = {"train", "cachereader", "prefixstore", "rmtrain"}
 LEVELS = [
     {"types", "errors", "cost", "endpoint"},
     {"method", "backend", "metrics", "stats", "select", "vote", "storage", "modes", "grading"},
-    {"granted", "prmformats", "openaiformat", "replycache", "fakeendpoint", "sandbox"},
-    {"endpointclient", "rewardmodel", "rewardserver"},
+    {"granted", "readerfiles", "prmformats", "openaiformat", "replycache", "fakeendpoint", "sandbox"},
+    {"endpointclient", "rewardmodel", "rewardserver", "rewardvllm"},
     {"registry", "compat", "datasets", "labels", "evaluate", "cells", "bankfile", "checkpoints"},
     {"bank", "scores"},
     {"engine", "config", "loading", "samples", "declaration", "conformance", "prefixstore"},
@@ -26,7 +26,7 @@ LEVELS = [
     {"execution"},
     {"online"},
     {"runner"},
-    {"train", "sweep", "job", "compose", "cli", "readme"},
+    {"train", "sweep", "job", "compose", "cli", "readme", "doctor", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
@@ -79,7 +79,7 @@ def test_methods_import_the_contract_and_nothing_of_the_runner(path):
             allowed = {"method", "errors", "types", "metrics", "methods", "backend"}
             allowed |= {"cachereader", "statestore", "rewardmodel", "prmformats", "rmtrain"}
             allowed |= {"checkpoints", "endpoint", "grading", "sandbox", "cost"}
-            allowed |= {"prefixstore", "rewardserver"}
+            allowed |= {"prefixstore", "rewardserver", "rewardvllm"}
             assert module.split(".")[1] in allowed, module
 
 

@@ -7,6 +7,7 @@ versions that `_vllm_plugin.KNOWN` names, since it reads what vLLM keeps of unfi
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
@@ -271,7 +273,19 @@ class VllmEngine:
     def close(self) -> None:
         """Free the engine."""
         self.drop(list(self._live.values()))
-        self.llm.engine_core.shutdown()
+        core: Any = self.llm.engine_core
+        if self.processes:
+            core.shutdown()
+            return
+        # Its own shutdown would take the process groups of other engines in this process away.
+        core._finalizer.detach()
+        core.engine_core.model_executor.shutdown()
+        core.engine_core.scheduler.shutdown()
+        gc.unfreeze()
+        del self.llm, core
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def top_statistics(flat: Any, token_ids: np.ndarray) -> TokenStats:

