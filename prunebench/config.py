@@ -99,7 +99,8 @@ class RunConfig:
     finished : paths that ended before the checkpoint compete for a slot, or are kept free.
     aggregator : how the kept paths vote.
     seed : of the sampling noise, the subsets and random methods.
-    workers : processes that fill the bank; 0 = one per core on a CPU, else one.
+    workers : processes that fill the bank, each with an engine of its own; 0 = one per core on a
+        CPU, else one. On GPUs every engine takes GPUs of its own.
     debug : show tracebacks.
     """
 

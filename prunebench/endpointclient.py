@@ -163,7 +163,7 @@ class OpenAIEndpoint(Endpoint):
             raise Unavailable(
                 f"{n_failed} of {len(missing)} requests to {self.model} at {self.base_url} "
                 f"got no reply in {self._attempts} tries; the last reason: "
-                f"{failures[-1].reason}. Start the same command again: "
+                f"{failures[-1].reason.rstrip('.')}. Start the same command again: "
                 f"{'it asks all again' if self._cache is None else kept}."
             )
         raise EndpointError(self._run(self._explain(hopeless)))
@@ -181,8 +181,10 @@ class OpenAIEndpoint(Endpoint):
         return self._runner.run(work)
 
     def models(self) -> list[str] | None:
-        """The models that the server lists, None when it does not say."""
-        return self._run(self._models())
+        """The models that the server lists, without adapters of others; None when it does not
+        say."""
+        found = self._run(self._models())
+        return found and [name for name, parent in found.items() if parent is None]
 
     async def _gather(
         self, missing: Mapping[str, Request]
@@ -329,19 +331,28 @@ class OpenAIEndpoint(Endpoint):
         elif self.model in models:
             advice = "It lists the model, but does not offer this API for it."
         else:
-            listing = ", ".join(models[:20])
+            listing = ", ".join(list(models)[:20])
             advice = f"Its models: {listing}. Choose one with {self.model_option}=NAME."
         return f"{where} does not serve the model {self.model!r} ({error.reason}). {advice}"
 
-    async def _models(self) -> list[str] | None:
-        """The models the server has, None when it does not say."""
+    async def _models(self) -> dict[str, str | None] | None:
+        """The models the server has, each with the one that it is an adapter of, if it is; None
+        when the server does not say."""
         import openai
 
         try:
             async with asyncio.timeout(CONNECT_S):
                 text = await self._client.get("/models", cast_to=str)
-            return [str(model["id"]) for model in json.loads(text)["data"]] or None
-        except (openai.OpenAIError, TimeoutError, ValueError, TypeError, KeyError):
+            data = json.loads(text)["data"]
+            return {str(model["id"]): model.get("parent") for model in data} or None
+        except (
+            openai.OpenAIError,
+            TimeoutError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ):
             return None
 
     def _connect(self) -> Any:
@@ -350,8 +361,8 @@ class OpenAIEndpoint(Endpoint):
             import tenacity  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"Asking a server needs the package {error.name!r}, which is not installed. Install "
-                f"it with: pip install openai tenacity"
+                f"Asking a server needs the package {error.name!r}, which is not installed. "
+                f"Install it with: pip install openai tenacity"
             ) from None
         key = self._key()
         try:

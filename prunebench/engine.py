@@ -137,11 +137,12 @@ def check(
     if reason is None and np.isnan(scores).any():
         reason = _why_nan(group, scores)
     spent = ledger.take()
+    from_cache = any(states.from_cache for states in opened)
     states = Cost(
         verifier_tokens=sum(states.forwarded_tokens for states in opened),
         probe_tokens=sum(states.sampled_tokens for states in opened),
         # A reply from the cache takes no time, which says nothing about the method.
-        seconds=float("nan") if spent.cached_calls else seconds,
+        seconds=float("nan") if spent.cached_calls or from_cache else seconds,
     )
     return Check(
         scores=scores,

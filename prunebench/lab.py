@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -163,13 +164,17 @@ class Lab:
             return FillReport(n_generated=0, failures=[])
         group = run.bank.group or max(1, ROWS_PER_GROUP // run.pool)
         backend = self.backend(run)
-        n_helpers = min(run.n_workers, -(-len(missing) // group)) - 1
-        if n_helpers and (not backend.parallel_fill or on_gpu(backend)):
-            n_helpers = 0
+        gpus = on_gpu(backend)
+        alone = gpus or not backend.parallel_fill
+        wanted = max(1, run.workers) if alone else run.n_workers
+        n_engines = min(wanted, -(-len(missing) // group))
+        devices = gpus_of_engines(n_engines, _gpus_each(backend)) if gpus else [""] * n_engines
         spawn = multiprocessing.get_context("spawn")
         work = (bank.folder, bank.key, backend, backend.spec, run.seed, problems, run.pool, group)
         helpers = [
-            spawn.Process(target=_fill_beside, args=work, daemon=True) for _ in range(n_helpers)
+            # an engine that has processes of its own must not be a daemon
+            spawn.Process(target=_fill_beside, args=(*work, own), daemon=backend.parallel_fill)
+            for own in devices[1:]  # this process takes the first GPUs by itself
         ]
         for helper in helpers:
             helper.start()
@@ -309,6 +314,34 @@ def on_gpu(backend: Backend) -> bool:
     return torch.cuda.is_available()
 
 
+def _gpus_each(backend: Backend) -> int:
+    return getattr(backend, "tensor_parallel_size", 1)
+
+
+def gpus_of_engines(n_engines: int, gpus_each: int, visible: str | None = None) -> list[str]:
+    """`CUDA_VISIBLE_DEVICES` of every engine when several run side by side, each on its own GPUs;
+    empty when there is only one. `visible` is that of this process.
+
+    Raises `ConfigError` when there are not enough.
+    """
+    if n_engines == 1:
+        return [""]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
+    if visible is None:
+        import torch
+
+        names = [str(i) for i in range(torch.cuda.device_count())]
+    else:
+        names = [name for name in visible.split(",") if name]
+    needed = n_engines * gpus_each
+    if needed > len(names):
+        raise ConfigError(
+            f"'workers={n_engines}' needs {needed} GPUs, {gpus_each} for each engine. This process "
+            f"sees {len(names)}. Lower 'workers', or 'backend.tensor_parallel_size'."
+        )
+    return [",".join(names[i * gpus_each : (i + 1) * gpus_each]) for i in range(n_engines)]
+
+
 class _single_threaded:
     """One torch thread while other processes use the other cores."""
 
@@ -338,10 +371,11 @@ def _fill_beside(
     problems: list[Problem],
     n_paths: int,
     group: int,
+    gpus: str,
 ) -> None:
     """A helper process: fills the same bank; claims keep it off what the others are at."""
-    import os
-
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     own = replace(backend)  # type: ignore[type-var]  # every backend is a dataclass
     own.bind(spec, seed)

@@ -209,3 +209,16 @@ def test_ten_kills_leave_the_data_as_if_never_interrupted(tmp_path: Path) -> Non
     for path in stored:
         assert data_of(path) == data_of(whole.folder / "problems" / path.name)
     assert not (folder / "damaged").exists()
+
+
+# ------------------------------------------------------------------------------- several GPUs
+
+
+def test_every_engine_has_gpus_of_its_own():
+    from prunebench.lab import gpus_of_engines
+
+    assert gpus_of_engines(1, 2, "0") == [""]
+    assert gpus_of_engines(2, 1, "3,5") == ["3", "5"]
+    assert gpus_of_engines(2, 2, "0,1,2,3") == ["0,1", "2,3"]
+    with pytest.raises(ConfigError, match=r"'workers=3' needs 6 GPUs.*sees 4"):
+        gpus_of_engines(3, 2, "0,1,2,3")

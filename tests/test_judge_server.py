@@ -1,28 +1,18 @@
 """The embedded model judges its own task behind a real OpenAI-compatible server (vLLM, CPU).
 
-Set PRUNEBENCH_SERVER_PYTHON to the interpreter of an environment that has vLLM, if this one has
-not. Reference: the next-token log-probabilities of the transformers backend.
+Reference: the next-token log-probabilities of the transformers backend.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-import prunebench.tiny
 from prunebench.backend import ModelSpec
 from prunebench.backends.transformers import TransformersBackend
 from prunebench.cli import main
@@ -49,62 +39,11 @@ TEXTS = [
     "7*11=76.\n76+3.\n76+3=79.\nA79\n",
     ">11*7=77.\n77+3.\n>77+3=81!\n>77+3=80.\n",
 ]
-START_S = 240
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
-)
 
 
-@pytest.fixture(scope="module")
-def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that serves the embedded model as `tiny`."""
-    python = os.environ.get("PRUNEBENCH_SERVER_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import vllm"], capture_output=True).returncode:
-        pytest.skip(f"{python} cannot import vllm: name one with PRUNEBENCH_SERVER_PYTHON")
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "chat.jinja").write_text(CHAT_TEMPLATE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    weights = Path(prunebench.tiny.__file__).parent / "weights"
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights)]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
-    command += ["--kv-cache-memory-bytes", str(1 << 28), "--max-num-seqs", "16"]
-    command += ["--chat-template", str(folder / "chat.jinja")]
-    offline = ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "TORCHDYNAMO_DISABLE")
-    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", *offline), "1")}
-    log = folder / "log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_ready(server, f"http://127.0.0.1:{port}/v1", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(15)
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-
-
-def _wait_until_ready(server: subprocess.Popen, url: str, log: Path) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            pytest.fail(f"The server ended:\n{log.read_text()[-3000:]}")
-        with suppress(OSError), urllib.request.urlopen(f"{url}/models", timeout=5):
-            return
-        time.sleep(0.5)
-    pytest.fail(f"The server was not ready after {START_S} s:\n{log.read_text()[-3000:]}")
+@pytest.fixture
+def base_url(server_url: str) -> str:
+    return server_url
 
 
 @pytest.fixture

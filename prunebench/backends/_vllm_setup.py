@@ -1,13 +1,16 @@
-"""What comes before any engine of vLLM: its environment, and a clear word when vLLM is not there.
-
-Imports vLLM only to see whether that works; knows no option of an engine.
+"""What comes before and after any engine of vLLM: its environment, a clear word when vLLM is not
+there, and an end that leaves other engines alone. Knows no option of an engine.
 """
+
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
+from typing import Any
 
 from prunebench.backends import _hub
 from prunebench.backends.transformers import SMALL, torch_device
@@ -31,8 +34,31 @@ def prepare_environment(location: _hub.Location, *, processes: bool) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         config = _hub.read_json(location, "config.json")
         if config.get("hidden_size", SMALL + 1) <= SMALL:
-            # Sharing out such small products costs more than it gains.
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            # Sharing out such small products costs more than it gains, and waits for very long
+            # when another process uses the cores.
+            threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+            import torch
+
+            torch.set_num_threads(int(threads))
+
+
+def stop_engine(engine: Any, *, processes: bool) -> None:
+    """Free an `LLMEngine`, to which the caller holds no other reference."""
+    import torch
+
+    core = engine.engine_core
+    if processes:
+        core.shutdown()
+        return
+    # Its own shutdown would take the process groups of other engines in this process away.
+    core._finalizer.detach()
+    core.engine_core.model_executor.shutdown()
+    core.engine_core.scheduler.shutdown()
+    gc.unfreeze()
+    del engine, core
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def version(asked_by: str = "backend=vllm") -> str:
@@ -51,7 +77,7 @@ def check_installation(asked_by: str = "backend=vllm") -> None:
     """Raise `ConfigError` when vLLM is absent or cannot be imported."""
     version(asked_by)
     try:
-        import vllm  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import vllm  # noqa: F401
     except Exception as error:  # a torchvision built for CUDA raises a RuntimeError, for one
         text = " ".join(str(error).split())[:300]
         foreign = [n for n in ("torchvision", "torchaudio", "torchcodec") if _has(n)]

@@ -64,8 +64,8 @@ class WorkerExtension:
         for layer in sorted(set(layers)):
             last = layer == len(modules) - 1
             handle = modules[layer].register_forward_hook(
-                lambda _, __, output, layer=layer, last=last: (
-                    self._prunebench_see(layer, output, last)
+                lambda _, __, output, layer=layer, last=last: self._prunebench_see(
+                    layer, output, last
                 )
             )
             self._prunebench_handles.append(handle)

@@ -49,7 +49,7 @@ class OpenAIBackend(HubModel):
     Parameters
     ----------
     base_url : of the server, with `/v1`.
-    model_name : the model's name there; None takes the only one.
+    model_name : the model's name there; None takes the only one that is no adapter.
     key_env : name of the environment variable that holds the key; None: no key is needed.
     concurrency : most requests in flight; `bank.group` problems share them.
     timeout : seconds to wait for one path.
