@@ -158,6 +158,120 @@ class VllmEngine:
         ids = [request.id for request in requests if not request.done]
         if not ids:
             return
+        core: Any = self.llm.engine_core
+        if self.processes:
+            core.call_utility("prunebench_hold", ids, n_tokens)
+        else:
+            core.engine_core.prunebench_hold(ids, n_tokens)
+
+    def run(self, goal: Callable[[], bool]) -> None:
+        """Step until `goal()`; requests that end meanwhile are marked as done.
+
+        Raises `ConfigError` when the engine cannot go on, which means too little memory.
+        """
+        idle, seen = 0, self._progress()
+        while not goal():
+            for output in self.llm.step():
+                if output.finished:
+                    self._finish(output)
+            now = self._progress()
+            idle = 0 if now != seen else idle + 1
+            seen = now
+            if idle > IDLE_STEPS and not self.processes:
+                raise ConfigError(
+                    "vLLM makes no progress: the cache has no room for the paths at hand. Give it "
+                    "more with backend.kv_cache_gb or backend.gpu_memory_utilization, or lower "
+                    "n_paths."
+                )
+
+    def finish(self, requests: Sequence[Request]) -> None:
+        """Run until all of these have ended."""
+        self.run(lambda: all(request.done for request in requests))
+
+    def reach(self, requests: Sequence[Request], n_tokens: int) -> None:
+        """Run until each of these has `n_tokens` tokens or has ended."""
+        self.run(lambda: all(r.done or self.n_tokens(r) >= n_tokens for r in requests))
+
+    def drop(self, requests: Sequence[Request]) -> None:
+        """Abort requests and free what they hold; what they have so far stays readable."""
+        live = [request for request in requests if not request.done]
+        for request in live:
+            self._look(request)
+            request.done = True
+            self._live.pop(request.name)
+        if live:
+            self.llm.abort_request([request.id for request in live], internal=True)
+
+    def forget(self, requests: Sequence[Request]) -> None:
+        """Throw away what the engine keeps of these requests."""
+        names = [request.name for request in requests if request.exact is not None]
+        if names:
+            self.worker("prunebench_take_exact", names)
+
+    def _progress(self) -> tuple[int, int]:
+        return len(self._live), sum(map(self.n_tokens, self._live.values()))
+
+    def _state(self, request: Request) -> Any:
+        """What vLLM keeps of a request that has not ended."""
+        return self.llm.output_processor.request_states[request.id]
+
+    def n_tokens(self, request: Request) -> int:
+        """Tokens that the request has generated so far."""
+        if request.done:
+            return len(request.token_ids)
+        return self._state(request).detokenizer.num_output_tokens()
+
+    def _look(self, request: Request) -> None:
+        """Bring what is known of an unfinished request up to date."""
+        state = self._state(request)
+        request.token_ids = list(state.detokenizer.output_token_ids)
+        request.logprobs = state.logprobs_processor.logprobs
+
+    def _finish(self, output: Any) -> None:
+        request = self._live.pop(output.request_id)
+        [result] = output.outputs
+        request.token_ids, request.logprobs = list(result.token_ids), result.logprobs
+        request.stopped = result.finish_reason == "stop"
+        request.n_cached = output.num_cached_tokens or 0
+        request.done = True
+
+    # ---- what came out
+
+    def records(self, requests: Sequence[Request], n_tokens: int | None = None) -> list[Record]:
+        """Tokens and statistics so far, of at most `n_tokens` tokens."""
+        asked = [request for request in requests if request.exact is not None]
+        if asked:
+            found = self.worker("prunebench_take_exact", [request.name for request in asked])
+            for request in asked:
+                request.exact.update({int(at): (e, s) for at, e, s in found[request.name]})
+        records = []
+        for request in requests:
+            if not request.done:
+                self._look(request)
+            ids = np.array(request.token_ids[:n_tokens], dtype=np.int32)
+            stats = replace(top_statistics(request.logprobs, ids), vocab_size=self.n_vocab)
+            if request.exact is not None:
+                exact = np.array([request.exact[i] for i in range(len(ids))], dtype=np.float32)
+                entropy, total = exact.reshape(-1, 2).T
+                stats = replace(stats, entropy=entropy.copy(), sum_logprobs=total.copy())
+            whole = len(ids) == len(request.token_ids)
+            records.append(Record(token_ids=ids, stats=stats, stopped=request.stopped and whole))
+        return records
+
+    def score(self, request: Request) -> float:
+        """The score in the log-probabilities of a reading with an adapter."""
+        flat = request.logprobs
+        table = dict(zip(flat.token_ids, flat.logprobs, strict=True))
+        return table[0] - table[1]
+
+    def worker(self, method: str, *args: Any) -> Any:
+        """What the first worker with a reply says (see `_vllm_worker.py`)."""
+        replies = self.llm.collective_rpc(method, args=args)
+        return next((reply for reply in replies if reply is not None), None)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.drop(list(self._live.values()))
         stop_engine(vars(self).pop("llm"), processes=self.processes)
 
 
