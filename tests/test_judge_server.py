@@ -29,7 +29,7 @@ from prunebench.methods.think_prm import ThinkPRM
 from prunebench.tiny import task
 from prunebench.types import Problem, TokenStats, Trace, view
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 SPEC = ModelSpec(name="tiny", id="embedded:tiny", prompt="{question}\n", answer="line")
 QUESTION = "7*11+3"

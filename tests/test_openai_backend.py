@@ -627,6 +627,7 @@ def check_statistics(engine: TransformersBackend, prompt: np.ndarray, trace: Tra
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_statistics_are_those_of_the_model_also_after_a_pause(real: Make) -> None:
     engine, model = real(), reference()
     assert engine.identity()["served"] == "tiny", "its adapter is no choice"
@@ -646,6 +647,7 @@ def test_vllm_statistics_are_those_of_the_model_also_after_a_pause(real: Make) -
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_with_path_noise_draws_what_the_transformers_engine_draws(real: Make) -> None:
     engine, model = real(path_noise=True), reference()
     [(_, _, expected)] = model.generate([PROBLEMS[2]], range(6))
@@ -660,6 +662,7 @@ def test_vllm_with_path_noise_draws_what_the_transformers_engine_draws(real: Mak
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_runs_stop_on_its_own_cache(server_url: str, real: Make) -> None:
     with urlopen(f"{server_url}/models") as answer:
         if "stop" not in {model["id"] for model in json.load(answer)["data"]}:
@@ -697,6 +700,7 @@ def test_vllm_runs_stop_on_its_own_cache(server_url: str, real: Make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 def test_the_command_line_generates_judges_and_resumes_over_http(server_url: str) -> None:
     command = ["method=deepconf", "backend=openai", f"backend.base_url={server_url}", "keep=2"]
     command += ["n_paths=6", "dataset.limit=2"]

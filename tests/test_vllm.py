@@ -29,6 +29,7 @@ from prunebench.backends import _vllm_plugin
 from prunebench.backends._vllm_engine import top_statistics
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.vllm
 
 LENGTH = 48
 TOKENS = 144
