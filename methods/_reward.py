@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +27,7 @@ from prunebench.prmformats import (
     encode_path,
     split_path,
 )
-from prunebench.rewardmodel import Dtype, RewardModel
+from prunebench.rewardmodel import Dtype, RewardModel, Runner
 from prunebench.rewardserver import SERVED
 
 from ._learned import Learned
@@ -54,6 +54,10 @@ class RewardMethod(Learned):
     batch_tokens: int = 16384
     device: str = "auto"
     dtype: Dtype = Dtype.auto
+    runner: Runner = Runner.transformers
+    gpu_memory_utilization: float = 0.9
+    processes: bool = False
+    engine: dict[str, Any] = field(default_factory=dict)
     server: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class RewardMethod(Learned):
                 f"{self.family.value} on the hub, or 'path' a folder with it. Got neither."
             )
 
+        if self.runner is Runner.vllm:
+            self._check_vllm_options(name)
         if self.server:
             if self.family not in SERVED:
                 known = ", ".join(f.value for f in SERVED)
@@ -84,6 +90,29 @@ class RewardMethod(Learned):
                 )
             # Of this object alone: it now asks a server.
             self.requires = frozenset({Capability.ENDPOINT})  # pyright: ignore
+
+    def _check_vllm_options(self, name: str) -> None:
+        if self.family is Family.tiny or self.server:
+            given = "family tiny" if self.family is Family.tiny else "'server=true'"
+            raise ConfigError(
+                f"The 'runner' parameter of {name} must be transformers for {given}: it is for "
+                f"published reward models that are loaded here."
+            )
+        if self.device != "auto":
+            raise ConfigError(
+                f"The 'device' parameter of {name} must be auto with 'runner=vllm', which runs "
+                f"where it was built for. Got {self.device!r} instead."
+            )
+        if self.dtype is Dtype.float64:
+            raise ConfigError(
+                f"The 'dtype' parameter of {name} must be auto, float32, bfloat16 or float16 with "
+                f"'runner=vllm'. Got 'float64' instead."
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"The 'gpu_memory_utilization' parameter of {name} must be above 0 and at most 1. "
+                f"Got {self.gpu_memory_utilization} instead."
+            )
 
     @property
     def needs_training(self) -> bool:
@@ -139,6 +168,21 @@ class RewardMethod(Learned):
                 self._published(),
                 batch_tokens=self.batch_tokens,
                 max_length=self.max_length,
+                ledger=context.ledger,
+            )
+            return
+        if self.runner is Runner.vllm:
+            from prunebench.rewardvllm import VllmRewardModel
+
+            self.model_ = VllmRewardModel(
+                self.family,
+                self._published(),
+                dtype=self.dtype,
+                max_length=self.max_length,
+                batch_tokens=self.batch_tokens,
+                gpu_memory_utilization=self.gpu_memory_utilization,
+                processes=self.processes,
+                engine=self.engine,
                 ledger=context.ledger,
             )
             return
@@ -252,4 +296,6 @@ class RewardMethod(Learned):
         return {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
 
     def close(self) -> None:
+        if self.model_ is not None:
+            self.model_.close()
         self.model_ = None

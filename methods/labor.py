@@ -34,6 +34,12 @@ class LaBoR(RewardMethod):
     max_length : most tokens it reads; 0 takes its own limit.
     batch_tokens : most tokens per forward pass, padding included.
     device, dtype : where it runs, and its number format.
+    runner : `transformers`, or `vllm` for vLLM's pooling engine; both on this machine.
+    gpu_memory_utilization : with `runner=vllm`, its share of a GPU's memory; with `backend=vllm` on
+        the same GPU, it and `backend.gpu_memory_utilization` must stay below 1 together.
+    processes : with `runner=vllm`, run the engine in a process of its own.
+    engine : with `runner=vllm`, any other option of vLLM's `EngineArgs`
+        (`+method.engine.tensor_parallel_size=2`).
     server : ask the server of the group `endpoint` (vLLM's pooling API) instead of loading it.
     """
 

@@ -32,6 +32,17 @@ class Dtype(Enum):
     float16 = "float16"
 
 
+class Runner(Enum):
+    """What computes the reward model's states in this process."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+PAIRS = (Family.math_shepherd, Family.rlhflow)
+"""Families whose head is the output embedding of a language model."""
+
+
 class RewardModel:
     """A loaded reward model.
 
@@ -100,6 +111,9 @@ class RewardModel:
         values = logits.double().cpu().numpy()
         return np.split(values, np.cumsum([int(e.read.sum()) for e in batch])[:-1])
 
+    def close(self) -> None:
+        """Free what would outlive this object: here nothing."""
+
 
 def device_of(device: str) -> str:
     """`auto` is the first GPU, or else the CPU."""
@@ -159,7 +173,7 @@ def from_hub(
     DamagedFile
         When the files are not what the family needs.
     """
-    location = _located(spec)
+    location = located(spec)
     _hub.check_files(location)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Model
@@ -172,8 +186,7 @@ def from_hub(
     number = "float32" if device == "cpu" else "auto"
     if dtype is not Dtype.auto:
         number = getattr(torch, dtype.value)
-    is_pair = family in (Family.math_shepherd, Family.rlhflow)
-    loader: Any = AutoModelForCausalLM if is_pair else Qwen2Model
+    loader: Any = AutoModelForCausalLM if family in PAIRS else Qwen2Model
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             location.folder, local_files_only=True, trust_remote_code=False
@@ -193,31 +206,33 @@ def from_hub(
     if missing := sorted(report["missing_keys"]):
         raise location.damaged("*.safetensors", f"the weights lack {missing[0]}")
     model = model.to(device)
-    form = FORMATS[family]
-    config = model.config
-    limits = [min(max_length or 2**31, config.max_position_embeddings), form.longest or 2**31]
-    if is_pair:
+    if family in PAIRS:
         right, wrong = pair_ids(tokenizer, family)
         rows = model.get_output_embeddings().weight[[right, wrong]].detach().float()
-        head = _difference(rows)
+        head = difference(rows)
     else:
-        head = _head(location, family, device)
+        head = head_of(location, family, device)
     return RewardModel(
         model.base_model,
         head,
         tokenizer=tokenizer,
-        max_length=min(limits),
+        max_length=longest(family, model.config.max_position_embeddings, max_length),
         batch_tokens=batch_tokens,
         ledger=ledger,
     )
 
 
+def longest(family: Family, model_limit: int, max_length: int) -> int:
+    """Most tokens of an input, by the family, the model and, unless 0, the option."""
+    return min(max_length or 2**31, model_limit, FORMATS[family].longest or 2**31)
+
+
 def identity_of(spec: ModelSpec) -> str:
     """Hash of what determines the numbers of a published reward model. Raises `ModelNotFound`."""
-    return content_hash(_hub.fingerprint(_located(spec)))
+    return content_hash(_hub.fingerprint(located(spec)))
 
 
-def _located(spec: ModelSpec) -> _hub.Location:
+def located(spec: ModelSpec) -> _hub.Location:
     """Like `_hub.locate`, with this method's option names in its errors."""
     try:
         return _hub.locate(spec)
@@ -226,12 +241,12 @@ def _located(spec: ModelSpec) -> _hub.Location:
         raise type(error)(text.replace("'model.id'", "'method.model_id'")) from error
 
 
-def _difference(rows: Any) -> Callable[[Any], Any]:
+def difference(rows: Any) -> Callable[[Any], Any]:
     """States to the logit of the first row against the second."""
     return lambda states: states.float() @ (rows[0] - rows[1])
 
 
-def _head(location: _hub.Location, family: Family, device: str) -> Callable[[Any], Any]:
+def head_of(location: _hub.Location, family: Family, device: str) -> Callable[[Any], Any]:
     """States to the logit of being right."""
     if family is Family.skywork_o1_prm:
         value = _tensors(location, ["v_head.summary.weight", "v_head.summary.bias"], device)

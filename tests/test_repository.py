@@ -16,7 +16,15 @@ TRAINERS = {"train", "cachereader", "prefixstore", "rmtrain"}
 LEVELS = [
     {"types", "errors", "cost", "endpoint"},
     {"method", "backend", "metrics", "stats", "select", "vote", "storage", "modes", "grading"},
-    {"granted", "readerfiles", "prmformats", "openaiformat", "replycache", "fakeendpoint", "sandbox"},
+    {
+        "granted",
+        "readerfiles",
+        "prmformats",
+        "openaiformat",
+        "replycache",
+        "fakeendpoint",
+        "sandbox",
+    },
     {"endpointclient", "rewardmodel", "rewardserver", "rewardvllm"},
     {"registry", "compat", "datasets", "labels", "evaluate", "cells", "bankfile", "checkpoints"},
     {"bank", "scores"},

@@ -25,6 +25,8 @@ LEAVE_SHARE = 1 / 32
 """Ended rows leave the batch when they are this share of it; each leaving costs a little time."""
 LEAVE_SHARE_KEPT = 1 / 4
 """The same where their cache is kept: each leaving makes one more block to read later."""
+ROOM = 80
+"""Slots after the prompt to begin with: a check at 64 tokens should not have to make room."""
 COLUMNS = 256
 """The record of tokens grows by this many positions."""
 
@@ -62,7 +64,7 @@ class Batch:
 
         lengths = [len(launch.prompt_ids) for launch in launches]
         self._cache = left_padded(
-            [(cache, 0, n) for (cache, _), n in zip(prompts, lengths, strict=True)], copies, 64
+            [(cache, 0, n) for (cache, _), n in zip(prompts, lengths, strict=True)], copies, ROOM
         )
         self._logits = torch.cat(
             [row.expand(n, -1) for (_, row), n in zip(prompts, copies, strict=True)]

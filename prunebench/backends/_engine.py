@@ -58,6 +58,7 @@ class Engine:
         attention = getattr(config, "_attn_implementation", "")
         self._direct_mask = not sliding and attention in ("sdpa", "eager")
         self._adapters: set[str] = set()
+        self._tuners: list[Any] = []  # the layers that adapters have wrapped
         self._readers: dict[str, ReaderWeights] = {}
 
     # ---- forward passes
@@ -294,6 +295,9 @@ class Engine:
             ) from error
         finally:
             self.model.eval()  # PEFT adds its layers in training mode, with dropout
+            self._tuners = list(self._tuner_layers())
+            for layer in self._tuners:
+                layer.requires_grad_(False)
             self._switch(None)
         self._adapters.add(name)
 
@@ -320,12 +324,14 @@ class Engine:
         return self._readers[name]
 
     def _switch(self, name: str | None) -> None:
-        for layer in self._tuner_layers():
+        """Switch one adapter on, or all off. Not by `enable_adapters`: that walks over all weights,
+        which takes as long as a check of a small model."""
+        for layer in self._tuners:
             here = name is not None and name in layer._all_available_adapter_names()
-            if here:
+            if here and layer.active_adapters != [name]:
                 layer.set_adapter(name)
-            layer.enable_adapters(here)
-            layer.requires_grad_(False)  # switching an adapter on makes it trainable again
+                layer.requires_grad_(False)  # which set_adapter has switched on
+            layer._disable_adapters = not here
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
