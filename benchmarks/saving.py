@@ -1,7 +1,7 @@
 """What pruning really saves: the seconds of an online run against those of no pruning.
 
     python benchmarks/saving.py                            # 64 paths, keep 8, method=stop
-    python benchmarks/saving.py --backend vllm --method deepconf
+    python benchmarks/saving.py --backend vllm --problems-at-once 6
 
 Every problem runs twice on the live engine, in alternating order: once through
 Launch-Check-Resume, and once with all paths to their end. Beside the saving of generated tokens
@@ -24,13 +24,13 @@ from prunebench.types import Problem
 AIM = 0.9
 
 
-def pruned(bench: Bench, problem: Problem, name: str) -> dict[str, float]:
-    """Tokens and seconds with pruning."""
+def pruned(bench: Bench, problems: Sequence[Problem], name: str) -> dict[str, float]:
+    """Tokens and seconds with pruning, of problems that run together."""
     run = bench.run
     start = clock()
-    outcome = launch_check_resume(
+    outcomes = launch_check_resume(
         bench.backend,
-        problem,
+        problems,
         bench.methods[name],
         Checkpoint(prefix_length=run.prefix_length, seed=run.seed),
         n_paths=run.n_paths,
@@ -39,27 +39,33 @@ def pruned(bench: Bench, problem: Problem, name: str) -> dict[str, float]:
         ledger=bench.ledger,
     )
     seconds = clock() - start
-    if outcome.check.reason:
-        raise SystemExit(f"{name} could not score: {outcome.check.reason}")
-    dropped = sum(
-        t.n_tokens for t, kept in zip(outcome.launched, outcome.kept, strict=True) if not kept
-    )
+    tokens = 0
+    for outcome in outcomes:
+        if outcome.check.reason:
+            raise SystemExit(f"{name} could not score: {outcome.check.reason}")
+        pairs = zip(outcome.launched, outcome.kept, strict=True)
+        tokens += sum(trace.n_tokens for trace, kept in pairs if not kept)
+        tokens += outcome.overrun + sum(trace.n_tokens for trace in outcome.finished)
+    phases = outcomes[0].seconds
     return {
-        "tokens": dropped + outcome.overrun + sum(t.n_tokens for t in outcome.finished),
-        "verifier_tokens": outcome.check.cost.verifier_tokens,
+        "tokens": tokens,
+        "verifier_tokens": sum(o.check.cost.verifier_tokens for o in outcomes),
         "seconds": seconds,
-        **{f"{phase}_s": spent for phase, spent in outcome.seconds.items()},
+        **{f"{phase}_s": sum(o.seconds[phase] for o in outcomes) for phase in phases},
     }
 
 
-def complete(bench: Bench, problem: Problem) -> dict[str, float]:
-    """Tokens and seconds without pruning."""
+def complete(bench: Bench, problems: Sequence[Problem]) -> dict[str, float]:
+    """Tokens and seconds without pruning, of problems that run together."""
     start = clock()
-    session = bench.backend.open(problem, range(bench.run.n_paths))
+    sessions = bench.backend.open_together(problems, range(bench.run.n_paths))
     try:
-        tokens = sum(trace.n_tokens for trace in session.finish())
+        for session in sessions:
+            session.start(None)
+        tokens = sum(trace.n_tokens for session in sessions for trace in session.finish())
     finally:
-        session.close()
+        for session in sessions:
+            session.close()
     return {"tokens": tokens, "seconds": clock() - start}
 
 
@@ -69,23 +75,25 @@ def main(given: Sequence[str] | None = None) -> None:
     options.add_argument("--paths", type=int, default=64)
     options.add_argument("--keep", type=int, default=8)
     options.add_argument("--problems", type=int, default=6)
+    options.add_argument("--problems-at-once", type=int, default=1)
     options.add_argument("--repeats", type=int, default=3, help="rounds over the problems")
     arguments = options.parse_args(given)
     own = [f"n_paths={arguments.paths}", f"keep={arguments.keep}"]
     bench = prepare(arguments.backend, [*own, *arguments.overrides], {arguments.method: ()})
-    problems = bench.problems[: arguments.problems]
+    problems, n = bench.problems[: arguments.problems], arguments.problems_at_once
+    groups = [problems[at : at + n] for at in range(0, len(problems), n)]
     sides = {
-        "pruned": lambda problem: pruned(bench, problem, arguments.method),
-        "complete": lambda problem: complete(bench, problem),
+        "pruned": lambda group: pruned(bench, group, arguments.method),
+        "complete": lambda group: complete(bench, group),
     }
     for measure in sides.values():
-        measure(bench.problems[-1])  # what happens only the first time
+        measure(bench.problems[-1:])  # what happens only the first time
     rows = []
     for round_ in range(arguments.repeats):
         found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-        for at, problem in enumerate(problems):
+        for at, group in enumerate(groups):
             for side in list(sides)[:: 1 if (at + round_) % 2 else -1]:
-                found[side].append(sides[side](problem))
+                found[side].append(sides[side](group))
         rows.append(_row(found))
     bench.backend.close()
     setting = {
@@ -97,6 +105,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "prefix_length": bench.run.prefix_length,
         "max_new_tokens": bench.run.model.sampling.max_new_tokens,
         "problems": len(problems),
+        "problems_at_once": n,
         "repeats": arguments.repeats,
     }
     names = list(rows[0])
@@ -106,7 +115,7 @@ def main(given: Sequence[str] | None = None) -> None:
     report(
         [{**setting, **median, **spread}],
         arguments.output,
-        same=["backend", "model", "method", "paths", "keep", "prefix_length"],
+        same=["backend", "model", "method", "paths", "keep", "prefix_length", "problems_at_once"],
         hide=["model", "repeats"],
     )
 

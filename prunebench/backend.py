@@ -207,6 +207,11 @@ class Session(ABC):
     prompt_ids: np.ndarray  # (n_prompt,) int32
     overrun: int = 0  # tokens that dropped paths had beyond the position, since they could not wait
 
+    def start(self, n_tokens: int | None) -> None:  # noqa: B027  optional hook
+        """Hand the paths to the engine, to run until each has `n_tokens` tokens (None: to the end)
+        or has ended, without waiting for them; `advance` or `finish` waits. Between sessions that
+        were opened together, so that they run together."""
+
     @abstractmethod
     def advance(self, n_tokens: int) -> None:
         """Run until every live path has `n_tokens` generated tokens or has ended."""
@@ -280,6 +285,12 @@ class Backend(ABC):
     @abstractmethod
     def open(self, problem: Problem, indices: Sequence[int]) -> Session:
         """Launch the paths with these indices. Path i is the same whichever others run."""
+
+    def open_together(self, problems: Sequence[Problem], indices: Sequence[int]) -> list[Session]:
+        """Sessions of several problems that may share batches of the engine. Each stage must be
+        called on all of them before the next one: `start` and `advance` with one number of tokens,
+        then `keep`, then `start(None)` and `finish`."""
+        return [self.open(problem, indices) for problem in problems]
 
     @abstractmethod
     def decode(self, token_ids: np.ndarray) -> str:

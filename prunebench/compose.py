@@ -144,7 +144,8 @@ def _check_secrets(key: str, value: str) -> None:
 def _check_key(override: Override, base: DictConfig) -> None:
     """Raise `UnknownName` when an override names an option that is not there."""
     key = override.key_or_group
-    if key.split(".")[0] == "hydra" or override.is_add() or override.is_force_add():
+    hydras_own = key.replace("/", ".").split(".")[0] == "hydra"  # hydra.sweep.dir, hydra/launcher
+    if hydras_own or override.is_add() or override.is_force_add():
         return
     node: Any = base
     for depth, part in enumerate(key.split(".")):

@@ -72,6 +72,7 @@ class TrainOptions:
         model's prefix length.
     n_continuations : continuations of a path's first prefix behind its label, a power of two. They
         branch at the prefix lengths, so that longer prefixes have fewer.
+    rows : paths of labels in memory at the same time; those of one problem always are.
     valid_share : share of the problems held out to choose the checkpoint.
     """
 
@@ -82,6 +83,7 @@ class TrainOptions:
     prefixes_per_problem: int = 2
     prefix_lengths: list[int] = field(default_factory=list)
     n_continuations: int = 4
+    rows: int = 512
     valid_share: float = 0.08
 
 
@@ -101,6 +103,8 @@ class RunConfig:
     seed : of the sampling noise, the subsets and random methods.
     workers : processes that fill the bank, each with an engine of its own; 0 = one per core on a
         CPU, else one. On GPUs every engine takes GPUs of its own.
+    problems_at_once : problems that are launched, checked and resumed together online. A few rows
+        take the engine nearly as long as many, so more problems save more time, for more memory.
     debug : show tracebacks.
     """
 
@@ -118,6 +122,7 @@ class RunConfig:
     aggregator: Aggregator = Aggregator.majority
     seed: int = 0
     workers: int = 0
+    problems_at_once: int = 1
     debug: bool = False
     bank: BankOptions = field(default_factory=BankOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
@@ -144,6 +149,7 @@ class RunConfig:
                 f"smaller than model.sampling.max_new_tokens ({longest})",
             ),
             ("workers", self.workers, self.workers >= 0, "at least 0"),
+            ("problems_at_once", self.problems_at_once, self.problems_at_once >= 1, "at least 1"),
         ]
         for name, low, high in (("temperature", 0, None), ("top_p", 0, 1), ("top_k", 0, None)):
             value = getattr(sampling, name)
@@ -155,6 +161,7 @@ class RunConfig:
             ("evaluation", "n_subsets_joint"),
             ("train", "n_problems"),
             ("train", "prefixes_per_problem"),
+            ("train", "rows"),
         ):
             value = getattr(getattr(self, group), name)
             rules.append((f"{group}.{name}", value, value >= 1, "at least 1"))

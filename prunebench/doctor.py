@@ -61,7 +61,10 @@ def self_test(run: RunConfig, console: Console, n_paths: int = 8) -> float:
         )
     problems = run.dataset.problems()[:3]
     here, pools = _score(run, problems, n_paths, None)
-    other = replace(run, backend=registry.backends()["transformers"](dtype=run.backend.dtype))
+    reference = registry.backends()["transformers"]()
+    if hasattr(run.backend, "dtype"):
+        setattr(reference, "dtype", run.backend.dtype)  # noqa: B010  no option of every engine
+    other = replace(run, backend=reference)
     there, _ = _score(other, problems, n_paths, pools)
     largest = float(np.abs(here - there).max())
     dtype = str(run.backend.identity().get("dtype", "float32"))

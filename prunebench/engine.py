@@ -1,4 +1,4 @@
-"""One problem: Launch, Check, Resume, Vote. The same code for stored traces and live engines.
+"""Launch, Check, Resume, Vote. The same code for stored traces and live engines.
 
 Knows no method and no engine by name: a session advances, a method scores, the core selects.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -187,7 +187,7 @@ def _validated(method: SignalGenerator, group: PathGroup) -> np.ndarray:
 
 def launch_check_resume(
     backend: Backend,
-    problem: Problem,
+    problems: Sequence[Problem],
     method: SignalGenerator,
     checkpoint: Checkpoint,
     *,
@@ -195,36 +195,49 @@ def launch_check_resume(
     keep: int,
     policy: Finished = Finished.compete,
     ledger: Ledger | None = None,
-) -> ProblemRun:
-    """Run one problem for real: pruned paths are dropped, kept ones resume from their cache."""
+) -> list[ProblemRun]:
+    """Run problems for real, all at once: pruned paths are dropped, kept ones resume from their
+    cache. The seconds of a phase are shared out evenly among the problems."""
     clock = time.perf_counter
     start = clock()
-    session = backend.open(problem, range(n_paths))
+    sessions = backend.open_together(problems, range(n_paths))
     try:
-        session.advance(checkpoint.prefix_length)
-        launched = session.traces()
+        for session in sessions:
+            session.start(checkpoint.prefix_length)
+        for session in sessions:
+            session.advance(checkpoint.prefix_length)
+        launched = [session.traces() for session in sessions]
         launch_end = clock()
-        verdict = check(method, session, backend, checkpoint, ledger)
-        done = np.array(
-            [t.stopped and t.n_tokens <= checkpoint.prefix_length for t in launched], dtype=bool
-        )
-        kept = top_k(verdict.scores[None], keep, finished=done[None], policy=policy)[0]
+        checks, kept = [], []
+        for session, traces in zip(sessions, launched, strict=True):
+            verdict = check(method, session, backend, checkpoint, ledger)
+            done = [t.stopped and t.n_tokens <= checkpoint.prefix_length for t in traces]
+            finished = np.array([done], dtype=bool)
+            kept.append(top_k(verdict.scores[None], keep, finished=finished, policy=policy)[0])
+            checks.append(verdict)
         check_end = clock()
-        session.keep(kept)
-        finished = session.finish()
+        for session, mask in zip(sessions, kept, strict=True):
+            session.keep(mask)
+            session.start(None)
+        complete = [session.finish() for session in sessions]
         resume_end = clock()
     finally:
-        session.close()
-    return ProblemRun(
-        problem=problem,
-        launched=launched,
-        kept=kept,
-        finished=finished,
-        check=verdict,
-        seconds={
-            "launch": launch_end - start,
-            "check": check_end - launch_end,
-            "resume": resume_end - check_end,
-        },
-        overrun=session.overrun,
-    )
+        for session in sessions:
+            session.close()
+    seconds = {
+        "launch": (launch_end - start) / len(sessions),
+        "check": (check_end - launch_end) / len(sessions),
+        "resume": (resume_end - check_end) / len(sessions),
+    }
+    return [
+        ProblemRun(
+            problem=session.problem,
+            launched=launched[at],
+            kept=kept[at],
+            finished=complete[at],
+            check=checks[at],
+            seconds=seconds,
+            overrun=session.overrun,
+        )
+        for at, session in enumerate(sessions)
+    ]

@@ -70,5 +70,5 @@ class FakeEndpoint(Endpoint):
 def _content(request: Request) -> str:
     """The words of a request; how they are to be sampled does not matter to this judge."""
     if request.prompt is not None:
-        return request.prompt
+        return str(request.prompt)
     return json.dumps([dict(message) for message in request.messages or ()])

@@ -29,8 +29,6 @@ from prunebench.method import LabelledPrefix
 from prunebench.storage import canonical, content_hash, write_atomic
 from prunebench.types import Problem
 
-ROWS = 512
-"""Paths that one chunk of problems grows into."""
 LEAVE_SHARE = 0.15
 """Ended rows leave the batch when they are this share of it: leaving costs a copy of the rest."""
 
@@ -45,12 +43,14 @@ class Plan:
     prefix_lengths : lengths at which prefixes are labelled, in generated tokens, ascending.
     n_continuations : leaves per root, a power of two: the K of the first label.
     seed : of the sampling noise.
+    rows : paths that one chunk of problems grows into, if those of one problem are not more.
     """
 
     roots: int
     prefix_lengths: tuple[int, ...]
     n_continuations: int
     seed: int
+    rows: int = 512
 
     def __post_init__(self) -> None:
         k = self.n_continuations
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def problems_per_chunk(self) -> int:
-        return max(1, ROWS // (self.roots * self.n_continuations))
+        return max(1, self.rows // (self.roots * self.n_continuations))
 
 
 @dataclass(eq=False)

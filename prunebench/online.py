@@ -5,6 +5,7 @@ What only complete pruned paths can tell comes from the trace bank, if there is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from prunebench.execution import Execution, cell_of, plan, progress, references
 from prunebench.lab import Lab, Stored
 from prunebench.metrics import accuracy_of_kept, generator_tokens
 from prunebench.report import records
+from prunebench.types import Problem
 from prunebench.vote import credit, vote
 
 
@@ -45,33 +47,36 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
     problems = run.dataset.problems()
     rows, same = [], []
     asked = lab.endpoint(run) if lab.judge(run) else None
+
+    def launch(group: Sequence[Problem]) -> list[ProblemRun]:
+        return launch_check_resume(
+            backend,
+            group,
+            method,
+            checkpoint,
+            n_paths=run.n_paths,
+            keep=run.keep,
+            policy=run.finished,
+            ledger=lab.ledger,
+        )
+
     with progress(console, f"online with {label}", len(problems), asked) as advance:
-        for problem in problems:
-            reference = stored.get(problem.id)
-            try:
-                outcome = launch_check_resume(
-                    backend,
-                    problem,
-                    method,
-                    checkpoint,
-                    n_paths=run.n_paths,
-                    keep=run.keep,
-                    policy=run.finished,
-                    ledger=lab.ledger,
-                )
-                result = _online_result(run, outcome, reference)
-            except PrunebenchError:
-                raise
-            except Exception as error:
-                result = failed_problem(problem.id, f"{type(error).__name__}: {error}")
-            else:
-                for phase, seconds in outcome.seconds.items():
-                    lab.seconds[phase] = lab.seconds.get(phase, 0.0) + seconds
-                if reference is not None:
-                    same.append(_same_paths(outcome, reference))
-            if not (stored and cell.method in REFERENCES):  # the exact row says it better
-                rows.append(records.record(cell, result))
-            advance(1)
+        for at in range(0, len(problems), run.problems_at_once):
+            group = problems[at : at + run.problems_at_once]
+            for problem, outcome in zip(group, _attempt(group, launch), strict=True):
+                reference = stored.get(problem.id)
+                if isinstance(outcome, Exception):
+                    reason = f"{type(outcome).__name__}: {outcome}"
+                    result = failed_problem(problem.id, reason)
+                else:
+                    result = _online_result(run, outcome, reference)
+                    for phase, seconds in outcome.seconds.items():
+                        lab.seconds[phase] = lab.seconds.get(phase, 0.0) + seconds
+                    if reference is not None:
+                        same.append(_same_paths(outcome, reference))
+                if not (stored and cell.method in REFERENCES):  # the exact row says it better
+                    rows.append(records.record(cell, result))
+            advance(len(group))
     notes = []
     if stored:
         rows += references(run, cell, stored, plan(run, stored.values(), joint=False))
@@ -92,6 +97,20 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
         notes=notes,
         bank=bank.folder if stored else None,
     )
+
+
+def _attempt(
+    group: Sequence[Problem], launch: Callable[[Sequence[Problem]], list[ProblemRun]]
+) -> Sequence[ProblemRun | Exception]:
+    """What became of each problem; when a group fails, its problems run one by one."""
+    try:
+        return launch(group)
+    except PrunebenchError:
+        raise
+    except Exception as error:
+        if len(group) == 1:
+            return [error]
+    return [outcome for problem in group for outcome in _attempt([problem], launch)]
 
 
 def _same_paths(outcome: ProblemRun, reference: Stored) -> bool:

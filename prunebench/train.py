@@ -63,6 +63,7 @@ def train(run: RunConfig, console: Console) -> Path:
         prefix_lengths=tuple(sorted(options.prefix_lengths or around(run.prefix_length))),
         n_continuations=options.n_continuations,
         seed=options.seed,
+        rows=options.rows,
     )
     problems = training_problems(run, console)
     sampler = labels.quick(backend)

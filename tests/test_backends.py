@@ -206,12 +206,14 @@ def test_left_padding_moves_rows_and_zeroes_the_rest() -> None:
     cache = GrowingCache()
     keys = torch.arange(2 * 1 * 4 * 1.0).view(2, 1, 4, 1) + 1
     cache.update(keys, -keys, 0)
-    moved = left_padded([(cache, 0, 2), (cache, 1, 4)], [1, 2])
+    moved = left_padded([(cache, 0, 0, 2), (cache, 1, 0, 4)], [1, 2])
     assert moved.layers[0].buffers[0][:, 0, :, 0].tolist() == [
         [0, 0, 1, 2],
         [5, 6, 7, 8],
         [5, 6, 7, 8],
     ]
+    inner = left_padded([(cache, 1, 1, 2)], [1])
+    assert inner.layers[0].buffers[0][:, 0, :, 0].tolist() == [[6, 7]]
 
 
 # ---- decoding
@@ -448,6 +450,41 @@ def test_sliding_windows_survive_padding_and_pauses(tmp_path: Path) -> None:
         for row, prefix in enumerate(prefixes):
             wanted = reference_read(backend, session.prompt_ids, prefix, EXTRA)
             torch.testing.assert_close(got[row], wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_problems_on_one_batch_go_as_they_would_alone(folder: Path):
+    """Prompts of different lengths, paths that end before the checkpoint, others dropped."""
+    backend = bound(folder)
+    alone = {}
+    for problem in PROBLEMS[:3]:
+        session = backend.open(problem, range(8))
+        session.advance(24)
+        states = session.internals().read(EXTRA)
+        session.keep(np.arange(8) % 3 == 0)
+        alone[problem.id] = (states, session.finish())
+    together = backend.open_together(PROBLEMS[:3], range(8))
+    assert len({len(session.prompt_ids) for session in together}) > 1
+    for session in together:
+        session.start(24)
+    for session in together:
+        session.advance(24)
+    for session in together:
+        torch.testing.assert_close(
+            session.internals().read(EXTRA), alone[session.problem.id][0], atol=2e-5, rtol=2e-5
+        )
+        again = session.internals().subset([5, 0, 3]).read(EXTRA)
+        torch.testing.assert_close(
+            again, alone[session.problem.id][0][[5, 0, 3]], atol=2e-5, rtol=2e-5
+        )
+    for session in together:
+        session.keep(np.arange(8) % 3 == 0)
+        session.start(None)
+    for session in together:
+        finished, expected = session.finish(), alone[session.problem.id][1]
+        assert [t.index for t in finished] == [0, 3, 6]
+        for own, other in zip(finished, expected, strict=True):
+            np.testing.assert_array_equal(own.token_ids, other.token_ids)
+            np.testing.assert_allclose(own.stats.entropy, other.stats.entropy, atol=2e-5)
 
 
 # ---- adapters

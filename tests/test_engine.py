@@ -41,7 +41,7 @@ def backend():
 
 def test_the_kept_paths_are_those_with_the_highest_scores_and_end_as_they_would_have(backend):
     whole = {t.index: t for t in backend.open(PROBLEM, range(12)).finish()}
-    run = launch_check_resume(backend, PROBLEM, Likelihood(), CHECKPOINT, n_paths=12, keep=3)
+    [run] = launch_check_resume(backend, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, keep=3)
     order = np.argsort(-run.check.scores, kind="stable")[:3]
     assert set(np.flatnonzero(run.kept)) == set(order)
     assert [t.index for t in run.finished] == sorted(int(i) for i in order)
@@ -57,8 +57,8 @@ def test_replay_of_the_same_paths_gives_the_same_run(backend):
     prompt = backend.open(PROBLEM, [0]).prompt_ids
     replay = ReplayBackend(lookup=lambda problem: (prompt, traces), source=backend)
     replay.bind(backend.spec, 3)
-    live, stored = (
-        launch_check_resume(engine, PROBLEM, Likelihood(), CHECKPOINT, n_paths=12, keep=4)
+    [live], [stored] = (
+        launch_check_resume(engine, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, keep=4)
         for engine in (backend, replay)
     )
     np.testing.assert_array_equal(live.kept, stored.kept)
@@ -68,9 +68,9 @@ def test_replay_of_the_same_paths_gives_the_same_run(backend):
 
 def test_paths_that_ended_early_can_be_kept_without_a_slot(backend):
     late = Checkpoint(prefix_length=60)
-    run = launch_check_resume(
+    [run] = launch_check_resume(
         backend,
-        PROBLEM,
+        [PROBLEM],
         Likelihood(),
         late,
         n_paths=32,

@@ -152,20 +152,20 @@ class GrowingCache(Cache):
 
 
 def left_padded(
-    sources: Sequence[tuple[GrowingCache, int, int]], copies: Sequence[int], spare: int = 0
+    sources: Sequence[tuple[GrowingCache, int, int, int]], copies: Sequence[int], spare: int = 0
 ) -> GrowingCache:
     """A new cache whose rows all end at the same slot.
 
     Parameters
     ----------
-    sources : `(cache, row, length)`: the first `length` slots of a row of a cache.
+    sources : `(cache, row, start, length)`: `length` slots of a row of a cache, from `start` on.
     copies : how many equal rows each source becomes.
     spare : room to leave after the last slot.
 
     Slots before the beginning of a row hold zeros; the attention mask must hide them. Padding on
     the left keeps the distance between any two tokens of a row, which sliding windows need.
     """
-    filled = max(length for _, _, length in sources)
+    filled = max(length for *_, length in sources)
     layers = []
     for i in range(len(sources[0][0].layers)):
         buffers = []
@@ -173,8 +173,8 @@ def left_padded(
             like = sources[0][0].layers[i].buffers[which]
             new = like.new_empty((sum(copies), like.shape[1], filled + spare, like.shape[3]))
             at = 0
-            for (cache, row, length), n in zip(sources, copies, strict=True):
-                used = cache.layers[i].buffers[which][row, :, :length]
+            for (cache, row, start, length), n in zip(sources, copies, strict=True):
+                used = cache.layers[i].buffers[which][row, :, start : start + length]
                 new[at : at + n, :, : filled - length] = 0
                 new[at : at + n, :, filled - length : filled] = used
                 at += n

@@ -64,14 +64,18 @@ class Batch:
 
         lengths = [len(launch.prompt_ids) for launch in launches]
         self._cache = left_padded(
-            [(cache, 0, n) for (cache, _), n in zip(prompts, lengths, strict=True)], copies, ROOM
+            [(cache, 0, 0, n) for (cache, _), n in zip(prompts, lengths, strict=True)],
+            copies,
+            ROOM,
         )
         self._logits = torch.cat(
             [row.expand(n, -1) for (_, row), n in zip(prompts, copies, strict=True)]
         )
         self._keys = torch.cat([launch.keys for launch in launches]).to(device)
         self._prompt_lengths = torch.tensor(np.repeat(lengths, copies), device=device)
+        self._longest_prompt = max(lengths)
         self._mask: torch.Tensor | None = None
+        self._dropped: set[int] = set()  # paths that leave before the next step
 
         self._paths = torch.arange(n_paths, device=device)  # the path that each row decodes
         self._ended = torch.zeros(n_paths, dtype=torch.bool, device=device)  # by row
@@ -92,6 +96,7 @@ class Batch:
         The last token is run through the model too, so that the cache holds it; with `final`,
         when nothing will be read or resumed, that pass is left out.
         """
+        self._leave()
         n_tokens = min(n_tokens, self._sampling.max_new_tokens)
         while self.position < n_tokens and self.n_rows:
             chosen, n_ended = self._sample()
@@ -137,11 +142,14 @@ class Batch:
     def _remove_ended(self) -> torch.Tensor:
         """Take ended rows out of the batch; returns the rows that stay, in their new order."""
         if self.keep_ended:
-            # Only sessions keep ended rows, and theirs share one prompt: no padding to skip.
             gone = self._ended.nonzero()[:, 0].tolist()
             paths = self._paths[self._ended].tolist()
-            lengths = [int(self._prompt_lengths[0] + self._length[path]) for path in paths]
-            sources = [(self._cache, row, n) for row, n in zip(gone, lengths, strict=True)]
+            prompts = self._prompt_lengths[self._ended].tolist()
+            lengths = [n + int(self._length[path]) for n, path in zip(prompts, paths, strict=True)]
+            sources = [
+                (self._cache, row, self._longest_prompt - prompt, n)
+                for row, prompt, n in zip(gone, prompts, lengths, strict=True)
+            ]
             cache = left_padded(sources, [1] * len(gone))
             self._archive.append(
                 Block(cache=cache, lengths=self._prompt_lengths.new_tensor(lengths), places=paths)
@@ -162,17 +170,23 @@ class Batch:
         self._paths, self._ended = self._paths[rows], self._ended[rows]
         self._prompt_lengths = self._prompt_lengths[rows]
 
-    @torch.inference_mode()
     def drop(self, paths: Sequence[int]) -> None:
-        """Take these paths out of the computation and free their cache."""
-        gone = torch.tensor(list(paths), device=self._paths.device, dtype=torch.long)
+        """Take these paths out of the computation; their cache is freed before it is used again."""
+        self._dropped.update(paths)
+
+    @torch.inference_mode()
+    def _leave(self) -> None:
+        """Let dropped paths go, those of all sessions at once."""
+        if not self._dropped:
+            return
+        gone = torch.tensor(sorted(self._dropped), device=self._paths.device, dtype=torch.long)
         stay = (~torch.isin(self._paths, gone)).nonzero()[:, 0]
         if len(stay) < self.n_rows:
             self._cache.select(stay)
             self._take(stay)
-        dropped, archive = set(paths), []
+        archive = []
         for block in self._archive:
-            rows = [r for r, path in enumerate(block.places) if path not in dropped]
+            rows = [r for r, path in enumerate(block.places) if path not in self._dropped]
             if rows:
                 index = torch.tensor(rows, device=self._paths.device)
                 block.cache.select(index)
@@ -181,6 +195,7 @@ class Batch:
                     Block(cache=block.cache, lengths=block.lengths[index], places=places)
                 )
         self._archive = archive
+        self._dropped = set()
 
     def forget_ended(self) -> None:
         """Free the cache of ended paths and keep none from now on."""
@@ -188,16 +203,26 @@ class Batch:
 
     def blocks(self, paths: Sequence[int]) -> list[Block]:
         """The caches of these paths, placed in their order."""
+        self._leave()
         place = {path: i for i, path in enumerate(paths)}
         running = self._paths.tolist()
         found = list(self._archive)
         if running:
             lengths = self._prompt_lengths + self.position
             found.append(Block(cache=self._cache, lengths=lengths, places=running))
-        return [
-            Block(cache=b.cache, lengths=b.lengths, places=[place[p] for p in b.places])
-            for b in found
-        ]
+        blocks = []
+        for block in found:  # which may hold paths of other problems, too
+            rows = [row for row, path in enumerate(block.places) if path in place]
+            if rows:
+                blocks.append(
+                    Block(
+                        cache=block.cache,
+                        lengths=block.lengths,
+                        places=[place[block.places[row]] for row in rows],
+                        rows=None if len(rows) == len(block.places) else rows,
+                    )
+                )
+        return blocks
 
     def length(self, path: int) -> int:
         """Tokens that the path has generated."""

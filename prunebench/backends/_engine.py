@@ -187,13 +187,15 @@ class Engine:
         prompt, _ = self.prefill(prompt_ids)
         step = max(1, CHUNK_TOKENS // max(1, n_new))
         # Hidden states need no cache afterwards, so that one chunk of it at a time is enough.
-        lasting = left_padded([(prompt, 0, n_prompt)], [len(chosen)], n_new) if not layers else None
+        lasting = (
+            left_padded([(prompt, 0, 0, n_prompt)], [len(chosen)], n_new) if not layers else None
+        )
         for start in range(0, len(chosen) if n_new else 0, step):
             stop = min(start + step, len(chosen))
             if lasting is not None:
                 cache = lasting.window(start, stop, n_new)
             else:
-                cache = left_padded([(prompt, 0, n_prompt)], [stop - start], n_new)
+                cache = left_padded([(prompt, 0, 0, n_prompt)], [stop - start], n_new)
             ids = torch.as_tensor(
                 np.stack([prefixes[i] for i in chosen[start:stop]]), device=self.device
             ).long()

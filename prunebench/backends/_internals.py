@@ -48,15 +48,21 @@ class Block:
         """Pieces `(cache, lengths, places)` with room for `n_extra` tokens a row, so small that
         `copies` of each fit into memory."""
         step = max(1, READ_TOKENS // max(1, n_extra))
+        first, in_order = 0, self.rows is None
         if self.rows is not None:
+            first = self.rows[0]
+            in_order = self.rows == list(range(first, first + len(self.rows)))
+        if not in_order:
             per_row = self.cache.n_bytes // max(1, self.cache.n_rows)
             step = max(1, min(step, COPY_BYTES // max(1, per_row * copies)))
         for start in range(0, len(self.places), step):
             stop = min(start + step, len(self.places))
             places = self.places[start:stop]
-            if self.rows is None:
-                yield self.cache.window(start, stop, n_extra), self.lengths[start:stop], places
+            if in_order:
+                own = slice(first + start, first + stop)
+                yield self.cache.window(own.start, own.stop, n_extra), self.lengths[own], places
             else:
+                assert self.rows is not None
                 rows = torch.tensor(self.rows[start:stop], device=self.lengths.device)
                 yield self.cache.gather(rows), self.lengths[rows], places
 

@@ -19,7 +19,10 @@ from prunebench.types import Problem, Trace
 
 
 class LiveSession(Session):
-    """Paths of one problem on a live engine; their cache stays between the stages."""
+    """Paths of one problem on a live engine; their cache stays between the stages.
+
+    Sessions that were opened together share a batch, of which each knows its own paths.
+    """
 
     def __init__(
         self,
@@ -28,18 +31,19 @@ class LiveSession(Session):
         prompt_ids: np.ndarray,
         indices: Sequence[int],
         *,
-        sampling: Sampling,
-        seed: int,
+        batch: Batch,
+        first: int,
+        max_new_tokens: int,
         reader: Reader,
     ) -> None:
         self.problem, self.prompt_ids = problem, prompt_ids
-        self._engine, self._reader = engine, reader
-        self._indices = [int(i) for i in indices]
-        self._live = list(range(len(self._indices)))  # the batch numbers paths in launch order
-        keys = path_keys(seed, problem.id, self._indices)
-        launch = Launch(prompt_ids=prompt_ids, keys=keys)
-        self._batch: Batch | None = Batch(engine, [launch], sampling, keep_ended=True)
-        self._max_tokens = sampling.max_new_tokens
+        self._engine, self._reader, self._batch = engine, reader, batch
+        # The batch numbers paths in launch order.
+        self._indices = {first + at: int(index) for at, index in enumerate(indices)}
+        self._live = list(self._indices)
+        self._max_tokens = max_new_tokens
+
+    _batch: Batch | None
 
     @property
     def batch(self) -> Batch:
@@ -78,3 +82,34 @@ class LiveSession(Session):
 
     def close(self) -> None:
         self._batch = None
+
+
+def open_sessions(
+    engine: Engine,
+    problems: Sequence[Problem],
+    prompts: Sequence[np.ndarray],
+    indices: Sequence[int],
+    *,
+    sampling: Sampling,
+    seed: int,
+    reader: Reader,
+) -> list[LiveSession]:
+    """Sessions of several problems on one batch."""
+    launches = [
+        Launch(prompt_ids=prompt, keys=path_keys(seed, problem.id, indices))
+        for problem, prompt in zip(problems, prompts, strict=True)
+    ]
+    batch = Batch(engine, launches, sampling, keep_ended=True)
+    return [
+        LiveSession(
+            engine,
+            problem,
+            prompt,
+            indices,
+            batch=batch,
+            first=at * len(indices),
+            max_new_tokens=sampling.max_new_tokens,
+            reader=reader,
+        )
+        for at, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
+    ]

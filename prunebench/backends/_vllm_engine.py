@@ -4,7 +4,7 @@ Knows token ids, sampling and requests; knows no problem, no method and no text.
 versions that `_vllm_plugin.KNOWN` names, since it reads what vLLM keeps of unfinished requests.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import itertools
@@ -239,11 +239,10 @@ class VllmEngine:
 
     def records(self, requests: Sequence[Request], n_tokens: int | None = None) -> list[Record]:
         """Tokens and statistics so far, of at most `n_tokens` tokens."""
-        asked = [request for request in requests if request.exact is not None]
+        asked = {r.name: r.exact for r in requests if r.exact is not None}
         if asked:
-            found = self.worker("prunebench_take_exact", [request.name for request in asked])
-            for request in asked:
-                request.exact.update({int(at): (e, s) for at, e, s in found[request.name]})
+            for name, values in self.worker("prunebench_take_exact", list(asked)).items():
+                asked[name].update({int(at): (e, s) for at, e, s in values})
         records = []
         for request in requests:
             if not request.done:

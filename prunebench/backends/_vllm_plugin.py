@@ -9,7 +9,7 @@ base model are as before. vLLM has no public way to do this, so the names below 
 versions in `KNOWN`; with another version such folders are refused.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import functools

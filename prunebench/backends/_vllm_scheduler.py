@@ -5,7 +5,7 @@ be checked while nothing moves. When memory runs out, waiting paths give theirs 
 computed again when they go on. Knows requests; knows no method and no problem.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import time

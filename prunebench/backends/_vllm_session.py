@@ -64,8 +64,14 @@ class VllmSession(Session):
         self._requests: list[Request] = []
         self._position: int | None = 0  # None: to the end
 
-    def launch(self) -> None:
-        """Hand the paths to the engine, without running it."""
+    def start(self, n_tokens: int | None) -> None:
+        self._launch()
+        if n_tokens is None:
+            self._engine.hold(self._requests, None)
+        elif self._settings.hold:
+            self._engine.hold(self._requests, n_tokens)
+
+    def _launch(self) -> None:
         if not self._requests:
             self._requests = [
                 self._engine.add_path(
@@ -81,9 +87,7 @@ class VllmSession(Session):
         n_tokens = min(n_tokens, self._settings.sampling.max_new_tokens)
         if self._position is None or n_tokens <= self._position:
             return
-        self.launch()
-        if self._settings.hold:
-            self._engine.hold(self._requests, n_tokens)
+        self.start(n_tokens)
         self._engine.reach(self._requests, n_tokens)
         self._position = n_tokens
 
@@ -99,7 +103,7 @@ class VllmSession(Session):
     def keep(self, mask: np.ndarray) -> None:
         mask = np.asarray(mask, dtype=bool)
         assert mask.shape == (len(self._indices),), f"one flag per live path, got {mask.shape}"
-        self.launch()
+        self._launch()
         gone = [r for r, kept in zip(self._requests, mask, strict=True) if not kept]
         self._engine.drop(gone)
         if self._position is not None:
@@ -109,8 +113,7 @@ class VllmSession(Session):
         self._indices = [i for i, kept in zip(self._indices, mask, strict=True) if kept]
 
     def finish(self) -> list[Trace]:
-        self.launch()
-        self._engine.hold(self._requests, None)
+        self.start(None)
         self._engine.finish(self._requests)
         self._position = None
         return self.traces()

@@ -205,17 +205,22 @@ class TransformersBackend(HubModel):
     # ---- generating
 
     def open(self, problem: Problem, indices: Sequence[int]) -> Session:
-        from prunebench.backends._session import LiveSession
+        return self.open_together([problem], indices)[0]
 
-        return LiveSession(
-            self.engine,
-            problem,
-            self.prompt_ids(problem.question),
-            indices,
-            sampling=self.spec.sampling,
-            seed=self.seed,
-            reader=self._reader(),
-        )
+    def open_together(self, problems: Sequence[Problem], indices: Sequence[int]) -> list[Session]:
+        from prunebench.backends._session import open_sessions
+
+        return [
+            *open_sessions(
+                self.engine,
+                problems,
+                [self.prompt_ids(problem.question) for problem in problems],
+                [int(i) for i in indices],
+                sampling=self.spec.sampling,
+                seed=self.seed,
+                reader=self._reader(),
+            )
+        ]
 
     def generate(
         self, problems: Sequence[Problem], indices: Sequence[int]

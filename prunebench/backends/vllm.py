@@ -322,7 +322,7 @@ class VllmBackend(HubModel):
         ]
         try:
             for session in sessions:
-                session.launch()
+                session.start(None)
             for session in sessions:
                 yield session.problem, session.prompt_ids, session.finish()
         finally:
