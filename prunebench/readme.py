@@ -1,4 +1,4 @@
-"""Writes the method table of the README from the registry: `python -m prunebench.readme`."""
+"""Writes the tables of methods and engines of the README: `python -m prunebench.readme`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from prunebench import registry
+from prunebench.types import Capability
 
-BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+NOT_OF_ENGINES = {Capability.ENDPOINT, Capability.STEP_CHECK, Capability.OUTCOME}
+"""What a server, a dataset or the mode gives."""
 
 
 def method_table() -> str:
@@ -24,13 +26,31 @@ def method_table() -> str:
     return "\n".join(lines)
 
 
+def engine_table() -> str:
+    """Markdown table of what every engine gives with its default options."""
+    engines = registry.engines()
+    provides = {name: cls().provides for name, cls in engines.items()}
+    lines = [
+        "| | " + " | ".join(f"`{name}`" for name in engines) + " |",
+        "|---|" + ":-:|" * len(engines),
+    ]
+    for capability in Capability:
+        if capability not in NOT_OF_ENGINES:
+            cells = ["yes" if capability in has else "" for has in provides.values()]
+            lines.append(f"| `{capability.value}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def updated(text: str) -> str:
-    """The README text with its method table renewed."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"The README must contain {BEGIN!r} and {END!r}.")
-    head, rest = text.split(BEGIN, 1)
-    _, tail = rest.split(END, 1)
-    return f"{head}{BEGIN}\n{method_table()}\n{END}{tail}"
+    """The README text with its tables renewed."""
+    for name, table in (("methods", method_table), ("engines", engine_table)):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"The README must contain {begin!r} and {end!r}.")
+        head, rest = text.split(begin, 1)
+        _, tail = rest.split(end, 1)
+        text = f"{head}{begin}\n{table()}\n{end}{tail}"
+    return text
 
 
 def main() -> int:
