@@ -1,6 +1,6 @@
 """Launch, Check, Resume on the fake engine: what is kept, what is counted, what fails how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from prunebench.backends.fake import FakeBackend
 from prunebench.backends.replay import ReplayBackend
 from prunebench.datasets import make_problem
 from prunebench.engine import Checkpoint, check, launch_check_resume
-from prunebench.errors import ContractViolation, UndeclaredCapability
+from prunebench.errors import ConfigError, ContractViolation, UndeclaredCapability
 from prunebench.method import Capability, PathGroup, PathSignal, SignalGenerator, SignalType
 from prunebench.select import Finished
 
@@ -142,3 +142,36 @@ def test_extra_tokens_are_counted_by_the_core(backend):
     session = backend.open(PROBLEM, range(5))
     session.advance(24)
     assert check(Reads(), session, backend, CHECKPOINT).cost.verifier_tokens == 5 * 3
+
+
+def test_problems_at_once_are_those_one_by_one(backend):
+    problems = [PROBLEM, replace(PROBLEM, id="other", question="2+2"), replace(PROBLEM, id="third")]
+    options = {"n_paths": 6, "keep": 2}
+    together = launch_check_resume(backend, problems, Likelihood(), CHECKPOINT, **options)
+    for problem, run in zip(problems, together, strict=True):
+        [alone] = launch_check_resume(backend, [problem], Likelihood(), CHECKPOINT, **options)
+        assert run.problem is problem
+        np.testing.assert_array_equal(run.kept, alone.kept)
+        for a, b in zip(run.finished, alone.finished, strict=True):
+            np.testing.assert_array_equal(a.token_ids, b.token_ids)
+
+
+def test_a_group_that_fails_is_tried_one_by_one():
+    from prunebench.online import _attempt
+
+    problems = [replace(PROBLEM, id=name) for name in ("good", "bad", "fine")]
+
+    def launch(group):
+        if any(problem.id == "bad" for problem in group):
+            raise ValueError("no memory")
+        return [f"run of {problem.id}" for problem in group]
+
+    good, bad, fine = _attempt(problems, launch)
+    assert (good, fine) == ("run of good", "run of fine")
+    assert isinstance(bad, ValueError)
+
+    def interrupted(group):
+        raise ConfigError("no such model")
+
+    with pytest.raises(ConfigError):
+        _attempt(problems, interrupted)

@@ -37,6 +37,7 @@ def prepare_environment(location: _hub.Location, *, processes: bool) -> None:
             # Sharing out such small products costs more than it gains, and waits for very long
             # when another process uses the cores.
             threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             import torch
 
             torch.set_num_threads(int(threads))
