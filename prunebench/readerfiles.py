@@ -30,7 +30,8 @@ def write(folder: Path, weights: ReaderWeights) -> None:
         save_file({}, folder / ADAPTER[1])
     else:
         config = json.loads((weights.adapter / ADAPTER[0]).read_text(encoding="utf-8"))
-        shutil.copyfile(weights.adapter / ADAPTER[1], folder / ADAPTER[1])
+        config["modules_to_save"] = None
+        _copy_adapter(weights.adapter / ADAPTER[1], folder / ADAPTER[1])
     config["alora_invocation_tokens"] = list(range(len(weights.embeddings)))
     (folder / ADAPTER[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(
@@ -41,6 +42,21 @@ def write(folder: Path, weights: ReaderWeights) -> None:
         },
         folder / FILE,
     )
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    """Without what PEFT saves beside an adapter when tokens were added: a reader needs none of it."""
+    from safetensors import safe_open
+
+    with safe_open(source, framework="numpy") as file:
+        names = list(file.keys())
+    if all("lora_" in name for name in names):
+        shutil.copyfile(source, target)
+        return
+    from safetensors.torch import load_file, save_file  # NumPy has no bfloat16
+
+    tensors = load_file(source)
+    save_file({name: tensors[name] for name in names if "lora_" in name}, target)
 
 
 def read(folder: Path) -> ReaderWeights:

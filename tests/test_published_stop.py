@@ -348,3 +348,33 @@ def test_a_run_with_a_published_checkpoint_makes_the_same_table(tmp_path, monkey
         tables.append(pd.read_csv(made).drop(columns="score_seconds"))
     assert "stop" in set(tables[0].method)
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_served_reader_holds_the_adapter_alone(tmp_path: Path) -> None:
+    """PEFT may save embeddings beside an adapter; a server would refuse them."""
+    from safetensors.torch import load_file, save_file
+
+    from prunebench import readerfiles
+    from prunebench.backend import ReaderWeights
+
+    lora = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors = {lora: torch.ones(2, 8, dtype=torch.bfloat16)}
+    beside = {"base_model.model.model.embed_tokens.weight": torch.zeros(4, 8)}
+    (tmp_path / "adapter").mkdir()
+    save_file(tensors | beside, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 2, "modules_to_save": ["x"]}')
+    weights = ReaderWeights(
+        embeddings=np.full((3, 8), 0.5, np.float32),
+        head_weight=np.arange(8, dtype=np.float32),
+        head_bias=-0.25,
+        adapter=tmp_path / "adapter",
+    )
+    readerfiles.write(tmp_path / "served", weights)
+    assert list(load_file(tmp_path / "served" / "adapter_model.safetensors")) == [lora]
+    back = readerfiles.read(tmp_path / "served")
+    np.testing.assert_array_equal(back.embeddings, weights.embeddings)
+    np.testing.assert_array_equal(back.head_weight, weights.head_weight)
+    assert back.head_bias == -0.25
+    assert readerfiles.rank(back) == 2
+    config = json.loads((tmp_path / "served" / "adapter_config.json").read_text())
+    assert config["alora_invocation_tokens"] == [0, 1, 2], "a server without the plug-in refuses"
