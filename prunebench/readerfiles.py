@@ -45,7 +45,7 @@ def write(folder: Path, weights: ReaderWeights) -> None:
 
 
 def _copy_adapter(source: Path, target: Path) -> None:
-    """Without what PEFT saves beside an adapter when tokens were added: a reader needs none of it."""
+    """Without what PEFT saves beside an adapter when tokens were added."""
     from safetensors import safe_open
 
     with safe_open(source, framework="numpy") as file:

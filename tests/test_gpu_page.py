@@ -8,6 +8,7 @@ launcher takes its place) and more than one GPU.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -28,7 +29,12 @@ from test_chat import BOS, DEEPSEEK_TEMPLATE, DEEPSEEK_TOKENS, END, write
 from test_published_stop import HIDDEN, write_checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from prunebench import compose
 from prunebench.cli import main
+from prunebench.config import TrainOptions
+from prunebench.errors import UnknownName
+from prunebench.labels import Plan
+from prunebench.train import around
 
 PAGE = ROOT / "docs" / "gpu.md"
 RIGHT, WRONG = "\\boxed{7}", "\\boxed{8}"
@@ -50,11 +56,14 @@ REDUCED = {
 ALWAYS = ("prefix_length", "model.sampling.max_new_tokens", "dataset.limit", "workers")
 REPLACED = {
     r"dataset=(aime|hmmt|brumo).*": "dataset=file dataset.path=train.jsonl",
+    r"keep=\d+,.*": "keep=2,4",
+    r"workers=\d+": "workers=2",
     r"hydra/launcher=.*": "hydra/launcher=basic",
     r"hydra\.launcher\..*": "",
     r"model\.path=.*": "",
 }
-"""What needs a network or a cluster; `model.path` is put behind every command."""
+"""What is smaller in a sweep or with processes, or needs a network or a cluster. `model.path` is
+put behind every command."""
 SERVER = {"--dtype": "float32", "--max-model-len": "1024", "--max-num-seqs": "16"}
 SERVER |= {"--kv-cache-memory-bytes": str(1 << 28), "--block-size": "32"}
 
@@ -93,6 +102,13 @@ def reduced(command: str, model: Path, **more: str) -> list[str]:
     if any(word.startswith("model=") for word in words):
         words.append(f"model.path={model}")
     return words
+
+
+def test_the_page_has_no_other_kind_of_command():
+    kinds = (START, "pip install ", "pip uninstall ", "hf download ", "VLLM_USE_V2_MODEL_RUNNER=0 ")
+    assert [line for line in shell_lines() if not line.startswith(kinds)] == []
+    assert COMMANDS
+    assert sum("vllm.entrypoints" in line for line in shell_lines()) == len(ON_SERVER) == 1
 
 
 def write_model(folder: Path) -> None:
@@ -227,6 +243,47 @@ def test_the_sizes_are_those_of_the_shapes():
         cache = 2 * layers * kv * 128 * 2 / 1000
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         assert f"{n / 1e9:.2f} B | {2 * n / 1e9:.1f} GB | {cache:.0f} MB" in row
+
+
+def test_the_cost_of_labels_is_that_of_the_plan():
+    """Tokens of a begun path, when all that branches from it have the paper's mean length."""
+    mean = 782_300 / 64
+
+    def per_root(plan: Plan) -> float:
+        n, at, total = 1, 0, 0.0
+        for length, copies in zip(plan.prefix_lengths, plan.copies, strict=True):
+            total += n * (length - at)
+            n, at = n * copies, length
+        return total + n * (mean - at)
+
+    given = dict(w.split("=", 1) for w in TRAIN[0].split() if w.startswith("train."))
+    lengths = tuple(json.loads(given["train.prefix_lengths"]))
+    roots, k = (int(given[f"train.{n}"]) for n in ("prefixes_per_problem", "n_continuations"))
+    own = Plan(roots=roots, prefix_lengths=lengths, n_continuations=k, seed=0, rows=64)
+    assert own.problems_per_chunk * roots * k == int(given["train.rows"])
+    options = TrainOptions()
+    usual = Plan(
+        roots=options.prefixes_per_problem,
+        prefix_lengths=tuple(around(2048)),
+        n_continuations=options.n_continuations,
+        seed=0,
+        rows=options.rows,
+    )
+    paper = 1000 * 32 * (mean - 2048)
+    n_own = roots * int(given["train.n_problems"])
+    n_usual = usual.roots * options.n_problems
+    page = PAGE.read_text()
+    for tokens in (paper, n_own * per_root(own), n_usual * per_root(usual)):
+        slow, fast = (round(tokens / speed / 3600) for speed in (1000, 5000))
+        assert f"| {tokens / 1e6:,.0f} M | {slow} | {fast} |" in page
+    for plan in (own, usual):
+        assert f"{per_root(plan) / 1000:.0f},000" in page
+
+
+def test_a_launcher_of_hydra_is_a_known_option():
+    compose.validate(["hydra/launcher=basic", "keep=2"])
+    with pytest.raises(UnknownName, match="launcher"):
+        compose.validate(["launcher=basic"])
 
 
 @pytest.mark.slow
