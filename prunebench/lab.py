@@ -168,7 +168,10 @@ class Lab:
         alone = gpus or not backend.parallel_fill
         wanted = max(1, run.workers) if alone else run.n_workers
         n_engines = min(wanted, -(-len(missing) // group))
-        devices = gpus_of_engines(n_engines, _gpus_each(backend)) if gpus else [""] * n_engines
+        devices = [""] * n_engines
+        if gpus:
+            device = getattr(backend, "device", "auto")
+            devices = gpus_of_engines(n_engines, _gpus_each(backend), device=device)
         spawn = multiprocessing.get_context("spawn")
         work = (bank.folder, bank.key, backend, backend.spec, run.seed, problems, run.pool, group)
         helpers = [
@@ -318,7 +321,9 @@ def _gpus_each(backend: Backend) -> int:
     return getattr(backend, "tensor_parallel_size", 1)
 
 
-def gpus_of_engines(n_engines: int, gpus_each: int, visible: str | None = None) -> list[str]:
+def gpus_of_engines(
+    n_engines: int, gpus_each: int, visible: str | None = None, device: str = "auto"
+) -> list[str]:
     """`CUDA_VISIBLE_DEVICES` of every engine when several run side by side, each on its own GPUs;
     empty when there is only one. `visible` is that of this process.
 
@@ -326,6 +331,11 @@ def gpus_of_engines(n_engines: int, gpus_each: int, visible: str | None = None) 
     """
     if n_engines == 1:
         return [""]
+    if ":" in device:
+        raise ConfigError(
+            f"'backend.device' must be 'auto' or 'cuda' when 'workers' gives every engine its own "
+            f"GPUs. Got {device!r} with workers={n_engines}."
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     if visible is None:
         import torch

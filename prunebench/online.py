@@ -109,7 +109,7 @@ def _attempt(
         raise
     except Exception as error:
         if len(group) == 1:
-            return [error]
+            return [error.with_traceback(None)]  # whose frames would keep the batch in memory
     return [outcome for problem in group for outcome in _attempt([problem], launch)]
 
 

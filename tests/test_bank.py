@@ -222,3 +222,5 @@ def test_every_engine_has_gpus_of_its_own():
     assert gpus_of_engines(2, 2, "0,1,2,3") == ["0,1", "2,3"]
     with pytest.raises(ConfigError, match=r"'workers=3' needs 6 GPUs.*sees 4"):
         gpus_of_engines(3, 2, "0,1,2,3")
+    with pytest.raises(ConfigError, match=r"backend\.device.*cuda:1"):
+        gpus_of_engines(2, 1, "0,1", device="cuda:1")

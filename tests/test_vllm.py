@@ -7,6 +7,7 @@ vLLM is not installed; `.ci/run` runs it in an environment with `prunebench[vllm
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,9 +218,9 @@ def test_paths_that_cannot_wait_are_counted(reference, problems, pools):
 
 
 def test_without_room_for_all_paths_they_take_turns(problems, pools):
-    """The cache holds about three of six paths: waiting ones give their blocks up and get them
-    again. The tokens stay the same."""
-    backend = VllmBackend(kv_cache_gb=0.0028, max_model_len=256)
+    """The cache holds about three of six paths, the batch four: waiting ones give their blocks and
+    places up and get them again. The tokens stay the same."""
+    backend = VllmBackend(kv_cache_gb=0.0028, max_model_len=256, max_num_seqs=4)
     backend.bind(spec(), 0)
     try:
         problem = problems[0]
@@ -229,6 +230,9 @@ def test_without_room_for_all_paths_they_take_turns(problems, pools):
             np.testing.assert_array_equal(own.token_ids, other.token_ids[:100])
         for own, other in zip(session.finish(), pools[problem.id][1], strict=True):
             np.testing.assert_array_equal(own.token_ids, other.token_ids)
+        backend.spec.sampling.max_new_tokens = 250
+        with pytest.raises(ConfigError, match=r"path of 250.*limit is 256"):
+            backend.open(problem, range(2)).advance(10)
     finally:
         backend.close()
 
@@ -292,6 +296,33 @@ def test_blocks_with_reader_tokens_are_not_those_of_the_base_model(
     assert base_error() < 1e-3
 
 
+def test_readers_that_are_loaded_again_are_not_mixed_up(vllm, reference, problems, pools):
+    prompt, prefixes = prefixes_of(pools, problems[6])
+    plain = stop_reader()
+    stronger = replace(plain, embeddings=1.5 * plain.embeddings)
+    for name, weights in (("a", plain), ("a", stronger), ("b", plain), ("a", plain)):
+        vllm.load_reader(name, weights)
+        reference.load_reader(name, weights)
+        own = vllm.encode(prompt, prefixes).reader_scores(name)
+        expected = reference.encode(prompt, prefixes).reader_scores(name)
+        np.testing.assert_allclose(own, expected, atol=1e-4)
+
+
+def test_readers_that_do_not_fit_are_refused(vllm):
+    with pytest.raises(ConfigError, match="no adapter"):
+        vllm.load_reader("bare", replace(stop_reader(), adapter=None))
+    with pytest.raises(ConfigError, match=r"width 128\..*width 64"):
+        vllm.load_reader("narrow", replace(stop_reader(), embeddings=np.zeros((4, 64), "f4")))
+
+
+def test_no_path_is_kept_and_none_comes_back(vllm, problems):
+    session = vllm.open(problems[7], range(3))
+    session.advance(LENGTH)
+    session.keep(np.zeros(3, dtype=bool))
+    assert session.finish() == []
+    session.close()
+
+
 def test_an_unknown_reader_is_named(vllm, problems, pools):
     prompt, prefixes = prefixes_of(pools, problems[0])
     with pytest.raises(UnknownName, match="stopp"):
@@ -331,6 +362,13 @@ def test_states_are_those_of_transformers(vllm, reference, problems, pools):
     np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
     np.testing.assert_allclose(a, b, atol=5e-4)
     assert own.forwarded_tokens == sum(len(prompt) + len(p) for p in prefixes)
+    scores = own.reader_scores("stop")
+    lens = own.unembed(own.hidden_states([6]), normed=True)  # rows of a reading are not in the way
+    assert np.nanmin(lens.numpy()) > -1000
+    assert np.isfinite(scores).all()
+    with pytest.raises(IndexError):
+        own.hidden_states([7])
+    np.testing.assert_array_equal(own.hidden_states([-1]), a[:, 2:])
     for one, row in zip(own.iter_hidden_states(layers), a, strict=True):
         np.testing.assert_allclose(one.numpy(), row[:, : one.shape[1]], atol=1e-4)
     states = own.hidden_states([3, 6])[:3]

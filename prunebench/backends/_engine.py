@@ -343,6 +343,11 @@ class Engine:
             return
         if name not in self._adapters:
             raise UnknownName("adapter", name, self._adapters)
+        if self._tuners and self._tuners[0] not in self._tuner_layers():  # a training took them out
+            raise ConfigError(
+                f"The adapter {name!r} is no longer in the model, which has been trained on since. "
+                f"Load it again."
+            )
         self._switch(name)
         try:
             yield

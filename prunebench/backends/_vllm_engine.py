@@ -8,6 +8,7 @@ versions that `_vllm_plugin.KNOWN` names, since it reads what vLLM keeps of unfi
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,8 @@ from prunebench.backends._vllm_setup import stop_engine
 from prunebench.errors import ConfigError
 from prunebench.types import TokenStats
 
-IDLE_STEPS = 1000
-"""Steps in a row without a new token after which the engine is considered stuck."""
+IDLE_STEPS, IDLE_S = 1000, 10.0
+"""Steps in a row, and seconds, without a new token after which the engine is considered stuck."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,9 +77,11 @@ class VllmEngine:
         self.eos_ids, self.n_vocab = list(eos_ids), n_vocab
         self.processes = processes
         self.block_size: int = self.llm.vllm_config.cache_config.block_size
+        self.caches: bool = self.llm.vllm_config.cache_config.enable_prefix_caching
         self._live: dict[str, Request] = {}
         self._names = itertools.count()
         self._adapters: dict[str, LoRARequest] = {}
+        self._adapter_ids = itertools.count(1)  # vLLM takes one it has seen for loaded
 
     # ---- requests
 
@@ -92,6 +95,13 @@ class VllmEngine:
         start: int = 0,
     ) -> Request:
         """A path that is drawn with the noise of `key`, with statistics of its tokens."""
+        longest = self.llm.model_config.max_model_len
+        if len(prompt_ids) + sampling.max_new_tokens > longest:
+            raise ConfigError(
+                f"vLLM must have room for a prompt of {len(prompt_ids)} tokens and a path of "
+                f"{sampling.max_new_tokens}. Its limit is {longest}: raise backend.max_model_len "
+                f"(if the model allows more), or lower model.sampling.max_new_tokens."
+            )
         name = self._new_name()
         extra = noise_args(key, sampling, start) | ({EXACT: name} if exact else {})
         params = SamplingParams(
@@ -149,7 +159,7 @@ class VllmEngine:
 
     def add_adapter(self, name: str, folder: Path) -> None:
         """Make the adapter in `folder` usable by name."""
-        self._adapters[name] = LoRARequest(name, len(self._adapters) + 1, str(folder))
+        self._adapters[name] = LoRARequest(name, next(self._adapter_ids), str(folder))
 
     # ---- running
 
@@ -169,15 +179,16 @@ class VllmEngine:
 
         Raises `ConfigError` when the engine cannot go on, which means too little memory.
         """
-        idle, seen = 0, self._progress()
+        idle, seen, since = 0, self._progress(), time.monotonic()
         while not goal():
             for output in self.llm.step():
                 if output.finished:
                     self._finish(output)
             now = self._progress()
-            idle = 0 if now != seen else idle + 1
-            seen = now
-            if idle > IDLE_STEPS and not self.processes:
+            if now != seen:
+                idle, seen, since = 0, now, time.monotonic()
+            idle += 1
+            if idle > IDLE_STEPS and time.monotonic() - since > IDLE_S:
                 raise ConfigError(
                     "vLLM makes no progress: the cache has no room for the paths at hand. Give it "
                     "more with backend.kv_cache_gb or backend.gpu_memory_utilization, or lower "
@@ -194,7 +205,7 @@ class VllmEngine:
 
     def drop(self, requests: Sequence[Request]) -> None:
         """Abort requests and free what they hold; what they have so far stays readable."""
-        live = [request for request in requests if not request.done]
+        live = [request for request in requests if not request.done and hasattr(self, "llm")]
         for request in live:
             self._look(request)
             request.done = True
@@ -205,7 +216,7 @@ class VllmEngine:
     def forget(self, requests: Sequence[Request]) -> None:
         """Throw away what the engine keeps of these requests."""
         names = [request.name for request in requests if request.exact is not None]
-        if names:
+        if names and hasattr(self, "llm"):  # not closed
             self.worker("prunebench_take_exact", names)
 
     def _progress(self) -> tuple[int, int]:

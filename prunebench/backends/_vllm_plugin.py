@@ -22,13 +22,11 @@ import numpy as np
 
 from prunebench import readerfiles
 from prunebench.backend import ReaderWeights
+from prunebench.backends.vllm import MOST_TOKENS
 from prunebench.errors import Incompatible
 
 KNOWN = ("0.32",)
 """Versions whose internals this file was tested on."""
-
-MOST_TOKENS = 64
-"""Most tokens of a reader."""
 
 NEVER = -1e6
 """Logit of all tokens but the two that carry the score."""
@@ -43,8 +41,9 @@ def check_version(version: str) -> None:
     """Raise `Incompatible` for a version of vLLM whose internals are not known."""
     if not known_version(version):
         raise Incompatible(
-            f"Learned readers such as STOP run on vLLM {', '.join(KNOWN)}.x, whose internals are "
-            f"known; this is vLLM {version}, on which scores could be wrong. Install it with "
+            f"prunebench's engine and learned readers such as STOP run on vLLM "
+            f"{', '.join(KNOWN)}.x, whose internals are known; this is vLLM {version}, on which "
+            f"paths and scores could be wrong. Install it with "
             f"'pip install \"prunebench[vllm]\"', or use backend=transformers."
         )
 
@@ -286,6 +285,7 @@ def _hook_model(runner: Any, manager: Any, model: Any) -> _Tables | None:
         return logits
 
     embed.forward, model.compute_logits = forward, compute_logits
+    model.prunebench_plain_logits = plain_logits
     return tables
 
 

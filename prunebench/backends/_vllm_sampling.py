@@ -86,7 +86,15 @@ class PathNoise(LogitsProcessor):
                 f"A request with {KEY} must have temperature 0: its own goes into {TEMPERATURE}. "
                 f"Got {sampling_params.temperature}."
             )
-        _row(extra, [])
+        row = _row(extra, [])
+        temperature, top_p, top_k = row.sampling
+        if not (-(2**63) <= int(extra[KEY]) < 2**63 and row.start >= 0):
+            raise ValueError(f"{KEY} must be an int64 and {START} at least 0.")
+        if not (0 <= temperature < math.inf and 0 < top_p <= 1 and top_k >= 0):
+            raise ValueError(
+                f"{TEMPERATURE} and {TOP_K} must be at least 0, {TOP_P} above 0 and at most 1. "
+                f"Got {temperature}, {top_k}, {top_p}."
+            )
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device = device

@@ -37,28 +37,29 @@ class Holding:
         return request.num_output_tokens + request.num_output_placeholders >= goal
 
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._goals:
+        most = self.max_num_running_reqs
+        if not self._goals and len(self.running) <= most:
             return super().schedule(*args, **kwargs)
-        aside = [request for request in self.running if self._waits(request)]
-        if aside:
-            self.running = [request for request in self.running if not self._waits(request)]
+        free = [request for request in self.running if not self._waits(request)]
+        # Places of waiting requests are given to others, so that more may be free than fit.
+        aside = [request for request in self.running if self._waits(request)] + free[most:]
+        self.running = free[:most]
         parked = [request for request in self.waiting if self._waits(request)]
         self.waiting.remove_requests(parked)
-        output = super().schedule(*args, **kwargs)
-        self.running += aside
-        if not output.total_num_scheduled_tokens and aside and len(self.waiting):
+        try:
+            output = super().schedule(*args, **kwargs)
+        finally:
+            self.running += aside
+            for request in reversed(parked):
+                self.waiting.prepend_request(request)
+        if not output.total_num_scheduled_tokens and aside and len(self.waiting) > len(parked):
             victim = self.running.pop()  # its memory is there in the next step
             self._preempt_request(victim, time.monotonic())
-        for request in reversed(parked):
-            self.waiting.prepend_request(request)
         return output
 
-    def finish_requests(self: Any, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        ids = [request_ids] if isinstance(request_ids, str) else request_ids
-        ids = list(self._goals) if ids is None else list(ids)
-        for request_id in ids:
-            self._goals.pop(request_id, None)
-        return super().finish_requests(None if request_ids is None else ids, *args, **kwargs)
+    def _free_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self._goals.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)
 
 
 class HoldingScheduler(Holding, Scheduler):

@@ -62,6 +62,7 @@ class VllmSession(Session):
         self._indices = [int(i) for i in indices]
         self._keys = path_keys(settings.seed, problem.id, self._indices).tolist()
         self._requests: list[Request] = []
+        self._launched = False
         self._position: int | None = 0  # None: to the end
 
     def start(self, n_tokens: int | None) -> None:
@@ -72,7 +73,8 @@ class VllmSession(Session):
             self._engine.hold(self._requests, n_tokens)
 
     def _launch(self) -> None:
-        if not self._requests:
+        if not self._launched:
+            self._launched = True
             self._requests = [
                 self._engine.add_path(
                     self.prompt_ids.tolist(),
@@ -92,10 +94,12 @@ class VllmSession(Session):
         self._position = n_tokens
 
     def traces(self) -> list[Trace]:
+        self._launch()
         records = self._engine.records(self._requests, self._position)
         return self._reader.traces(self.problem, self._indices, records)
 
     def internals(self) -> Internals:
+        self._launch()
         prefixes = [record.token_ids for record in self._engine.records(self._requests)]
         cut = [ids[: self._position] for ids in prefixes]
         return VllmInternals(self._engine, self.prompt_ids, cut, self._settings, live=True)
@@ -157,7 +161,7 @@ class VllmInternals(Internals):
 
     def _n_computed(self, request: Request, n_extra: int) -> int:
         """Tokens that were run to answer a request with `n_extra` tokens after its prefix."""
-        if self._live:
+        if self._live or not self._engine.caches:
             return request.n_prompt - request.n_cached
         # A paused path has computed all tokens but its last one, and shares whole blocks.
         known = max(0, request.n_prompt - n_extra - 1)
@@ -200,6 +204,10 @@ class VllmInternals(Internals):
 
         from prunebench.backends._vllm_worker import unpack
 
+        n_layers = self._engine.worker("prunebench_n_layers")
+        if not all(-n_layers <= layer < n_layers for layer in layers):
+            raise IndexError(f"layers must be below {n_layers}, got {list(layers)}")
+        layers = [layer % n_layers for layer in layers]
         n_prompt = len(self._prompt_ids)
         longest = max((n_prompt + len(p) for p in self._prefixes), default=1)
         step = max(1, CHUNK_TOKENS // longest)

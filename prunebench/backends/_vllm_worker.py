@@ -48,6 +48,10 @@ class WorkerExtension:
         found = [self._prunebench_noise().take_whole(name) for name in names]
         return [None if row is None else pack(row) for row in found]
 
+    def prunebench_n_layers(self) -> int:
+        """Layers that `prunebench_watch` knows."""
+        return len(self.model_runner.get_model().model.layers) + 1
+
     def prunebench_watch(self, layers: list[int] | None) -> None:
         """Keep the states of these layers, for every token, until they are taken; None stops.
 
@@ -60,7 +64,8 @@ class WorkerExtension:
         if layers is None:
             return
         base = self.model_runner.get_model().model
-        modules = [base.embed_tokens, *list(base.layers)[:-1], base.norm]
+        embed = base.embedding if hasattr(base, "embedding") else base.embed_tokens  # gpt-oss
+        modules = [embed, *list(base.layers)[:-1], base.norm]
         for layer in sorted(set(layers)):
             last = layer == len(modules) - 1
             handle = modules[layer].register_forward_hook(
@@ -94,5 +99,6 @@ class WorkerExtension:
         with torch.inference_mode():
             if not normed:
                 rows = model.model.norm(rows)
-            logits = model.compute_logits(rows)
+            # the plug-in's own would take these rows for those of a batch
+            logits = getattr(model, "prunebench_plain_logits", model.compute_logits)(rows)
         return None if logits is None else pack(logits.float().log_softmax(-1))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from prunebench.backends._vllm_engine import VllmEngine
     from prunebench.backends._vllm_session import Settings
 
+MOST_TOKENS = 64
+"""Most tokens of a learned reader."""
+
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
 
@@ -101,6 +104,7 @@ class VllmBackend(HubModel):
         self._engine: VllmEngine | None = None
         self._started_for: dict[str, Any] = {}
         self._readers: dict[str, tuple[FilePath, int]] = {}
+        self._n_loaded = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._tokenizer = None
 
@@ -227,8 +231,8 @@ class VllmBackend(HubModel):
         from prunebench.backends import _vllm_plugin
         from prunebench.backends._vllm_engine import VllmEngine
 
-        if needs["lora"]:
-            _vllm_plugin.check_version(_version())
+        _vllm_plugin.check_version(_version())
+        _vllm_plugin.register()  # vLLM does so in its own processes
         options: dict[str, Any] = {
             "model": str(location.folder),
             "skip_tokenizer_init": True,
@@ -343,7 +347,20 @@ class VllmBackend(HubModel):
     def load_reader(self, name: str, weights: ReaderWeights) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="prunebench-")
-        folder = FilePath(self._folder.name) / f"{len(self._readers)}-{name}"
+        width = _hub.read_json(_hub.locate(self.spec), "config.json").get("hidden_size")
+        if weights.adapter is None or len(weights.embeddings) > MOST_TOKENS:
+            raise ConfigError(
+                f"vLLM runs learned readers that have an adapter and at most {MOST_TOKENS} tokens. "
+                f"Got {len(weights.embeddings)} tokens, "
+                f"{'no' if weights.adapter is None else 'an'} adapter; use backend=transformers."
+            )
+        if width not in (None, weights.embeddings.shape[1]):
+            raise ConfigError(
+                f"The learned reader must be made for a model of width {width}. Got embeddings of "
+                f"width {weights.embeddings.shape[1]}; use weights of this model."
+            )
+        self._n_loaded += 1  # vLLM keeps what it read from a folder, so none is used twice
+        folder = FilePath(self._folder.name) / f"{self._n_loaded}-{name}"
         readerfiles.write(folder, weights)
         self._readers[name] = (folder, len(weights.embeddings))
         if self._engine is not None and self._needs() == self._started_for:
