@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch read it
 import numpy as np
 import pandas as pd
 
-from prunebench import registry
 from prunebench.backend import Backend
 from prunebench.compose import composed, hydra_ready
 from prunebench.config import RunConfig, to_run
@@ -41,7 +40,7 @@ def parser(description: str | None, script: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--backend", default="transformers", choices=sorted(registry.engines()))
+    found.add_argument("--backend", default="transformers", choices=("transformers", "vllm"))
     found.add_argument("--output", type=Path, default=HERE / Path(script).with_suffix(".csv").name)
     found.add_argument(
         "overrides", nargs="*", help="more options as for prunebench, e.g. backend.device=cpu"

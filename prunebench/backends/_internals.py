@@ -20,7 +20,7 @@ from prunebench.backends._sampling import path_keys
 if TYPE_CHECKING:  # the engine builds internals, so that it imports this module
     from prunebench.backends._engine import Engine
 
-READ_TOKENS = 4096
+READ_TOKENS = 1024
 """Most extra tokens in one forward pass."""
 COPY_BYTES = 1 << 30
 """Most memory that a temporary copy of chosen rows, or of states, may take."""
