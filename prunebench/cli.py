@@ -243,10 +243,18 @@ def _doctor(arguments: list[str]) -> int:
 
     from prunebench import doctor, registry
 
+    chosen = any(a.startswith("backend=") for a in arguments)
+    names = [a.partition("=")[0] for a in arguments]  # a value may be a secret
+    options = [name for name in names if name.lstrip("+~").startswith("backend.")]
+    if options and not chosen:
+        raise ConfigError(
+            f"'prunebench doctor' needs to know whose options these are: {' '.join(options)}. "
+            f"Name the engine too, for example backend=vllm."
+        )
     console = Console()
     doctor.report(console)
     run = _composed("doctor", arguments)
-    if not any(a.startswith("backend=") for a in arguments):
+    if not chosen:
         run.backend = registry.backends()["vllm"]()
     if run.backend.unusable is None:
         doctor.self_test(run, console)

@@ -29,6 +29,8 @@ class Request:
     stop : texts that end the reply.
     seed : of the server's sampling, where it honours one.
     extra : further fields of the request's body (`chat_template_kwargs`, ...).
+    about : what else the reply depends on, such as weights that the server holds. It is not sent:
+        it keeps kept replies apart.
     """
 
     messages: tuple[Mapping[str, str], ...] | None = None
@@ -41,6 +43,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    about: str | None = None
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
@@ -121,6 +124,12 @@ def check_secrets(key_env: str | None, base_url: str | None, group: str = "endpo
         raise ConfigError(
             f"The '{group}.base_url' parameter must not hold a user or password. Put the key into "
             f"an environment variable and name it with {group}.key_env=NAME."
+        )
+    if base_url is not None and "?" in base_url:
+        raise ConfigError(
+            f"The '{group}.base_url' parameter must end before any '?'. The value is not shown "
+            f"here, since it may hold a key: put the key into an environment variable and name it "
+            f"with {group}.key_env=NAME."
         )
 
 

@@ -228,10 +228,14 @@ class OpenAIEndpoint(Endpoint):
                 raise _Hopeless(fault.reason) from None
             self._gone |= not fault.reached
             return fault
-        if self._cache is not None and reply.refusal is None:  # a server may change its limits
+        if self._cache is not None and self._lasts(request, reply):
             reply, usage = self._unpack(self._cache.put(key, self._pack(reply, usage)))
         self._show_progress()
         return reply, usage
+
+    def _lasts(self, request: Request, reply: Reply) -> bool:
+        """Whether to keep the reply: a server may change its limits."""
+        return reply.refusal is None
 
     def _pause(self, state: Any) -> float:
         """Seconds until the next try: what the server asks for, else longer each time."""
@@ -402,6 +406,8 @@ class OpenAIEndpoint(Endpoint):
 
     def _cache_key(self, request: Request) -> str:
         api, body = body_of(self.model, request)
+        if request.about is not None:
+            body["about"] = request.about
         return reply_key(base_url=self.base_url, model=self.model, api=api, body=body)
 
     def _count(self, usage: Usage | None, **amounts: float) -> None:

@@ -23,7 +23,7 @@ from prunebench.modes import Mode
 from prunebench.online import run_online
 from prunebench.report import records
 from prunebench.scores import ScoredBatch, ScoreTable, score_key, source_hash
-from prunebench.types import Problem
+from prunebench.types import Capability, Problem
 
 
 def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str) -> Execution:
@@ -64,7 +64,7 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
                 prefix_length=run.prefix_length,
                 seed=run.seed,
                 granted=run.method.requires,
-                endpoint=lab.judge(run),
+                endpoint=_servers(run, lab),
             ),
         )
         scorer = _Scorer(run=run, lab=lab, table=table, stored=stored)
@@ -96,6 +96,15 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         notes=[*bank.warnings, *backend.notes()],
         bank=bank.folder,
     )
+
+
+def _servers(run: RunConfig, lab: Lab) -> dict[str, Any] | None:
+    """What determines scores that servers give: the judge, and the engine's learned reader."""
+    reader = getattr(run.backend, "reader", None)  # no option of every engine
+    judge = lab.judge(run)
+    if reader is None or Capability.CACHE_READER not in run.method.requires:
+        return judge
+    return {**(judge or {}), "reader": reader}
 
 
 @dataclass(kw_only=True)

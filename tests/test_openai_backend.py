@@ -175,6 +175,16 @@ def test_a_setting_that_the_server_ignores_is_refused(make: Make, setting: str) 
         make(server.base_url, plain).load()
 
 
+def test_seeds_are_not_taken_for_temperature(make: Make) -> None:
+    model = TokenModel(obeys=frozenset({"seed", "top_k"}), fixed=1.0)
+    plain = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=20)
+    with (
+        TokenServer(model) as server,
+        pytest.raises(ConfigError, match=r"obey model\.sampling\.temperature="),
+    ):
+        make(server.base_url, plain).load()
+
+
 def test_tokenizer_files_are_enough_and_needed(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     TOKENIZER.save_pretrained(folder)
@@ -375,6 +385,58 @@ def test_a_cut_by_the_server_ends_a_path_and_a_long_problem_fails_alone(make: Ma
             session.advance(60)
 
 
+def test_a_reply_cut_by_the_server_is_said_and_asked_again(make: Make) -> None:
+    model = TokenModel(longest=20)
+    with TokenServer(model) as server:
+        engine = make(server.base_url)
+        cut = [trace for trace in complete(engine, 6) if not trace.stopped]
+        assert cut
+        assert {trace.n_tokens for trace in cut} == {20}
+        [note] = engine.notes()
+        assert f"{len(cut)} replies of 6 ended before max_new_tokens" in note
+        model.longest = 10_000
+        server.requests.clear()
+        again = complete(make(server.base_url), 6)
+        assert len(server.completions()) == len(cut), "the others are kept"
+        assert max(trace.n_tokens for trace in again) > 20
+
+
+@pytest.mark.parametrize("reason", ["eos_token", "stop_sequence"])
+@pytest.mark.parametrize("piece", ["", None])
+def test_ends_are_known_by_other_names(make: Make, reason: str, piece: str | None) -> None:
+    with TokenServer() as server:
+        expected = complete(make(server.base_url, cache_dir=None), 6)
+    model = TokenModel(names_ids=False, end_reason=reason, end_piece=piece)
+    with TokenServer(model) as server:
+        engine = make(server.base_url)
+        found = complete(engine, 6)
+        assert engine.notes() == []
+    assert any(trace.stopped for trace in found)
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert one.stopped == other.stopped
+        assert one.stats.logprobs == pytest.approx(other.stats.logprobs, abs=1e-6)
+
+
+def test_sessions_that_were_started_together_are_drawn_together(make: Make) -> None:
+    with TokenServer(delay=0.05) as server:
+        engine = make(server.base_url, concurrency=6)
+        alone = engine.open(PROBLEMS[0], range(2))
+        expected = ids(alone.finish())
+        server.requests.clear()
+        server.most_in_flight = 0
+        sessions = engine.open_together(PROBLEMS, range(2))
+        for session in sessions:
+            session.start(8)
+        sessions[0].advance(8)
+        assert len(server.completions()) == 6
+        assert server.most_in_flight > 2
+        for session in sessions:
+            session.advance(8)
+        assert len(server.completions()) == 6
+        assert ids(sessions[0].traces()) == [path[:8] for path in expected]
+
+
 def test_log_probabilities_in_the_form_of_the_chat_api_are_read() -> None:
     from prunebench.backends._openaireply import Drawn, drawn_of
 
@@ -463,6 +525,50 @@ def test_a_server_without_the_plug_in_is_told_from_one_with_it(make: Make) -> No
             make(server.base_url).encode(np.arange(3), [np.arange(4)])
 
 
+def test_scores_belong_to_one_checkpoint_of_the_reader(make: Make) -> None:
+    with TokenServer() as server:
+        engine = make(server.base_url, reader="stop")
+        for name in ("stop_old", "stop_new"):
+            engine.load_reader(name, reader())
+        internals = engine.encode(np.arange(3), [np.arange(4)])
+        sent = [len(server.requests)]
+        for name in ("stop_old", "stop_old", "stop_new"):
+            internals.reader_scores(name)
+            sent.append(len(server.requests))
+        assert np.diff(sent).tolist() == [1, 0, 1]
+        assert "about" not in server.completions()[-1]
+        [note] = engine.notes()[-1:]
+        assert "3 scores counts its whole prefix" in note
+        assert "--enable-prompt-tokens-details" in note
+
+
+def test_a_reader_that_the_server_lacks_is_named(make: Make) -> None:
+    with TokenServer() as server:
+        engine = make(server.base_url, reader="stp")
+        engine.load_reader("mine", reader())
+        complete(engine, 1)
+        internals = engine.encode(np.arange(3), [np.arange(4)])
+        server.requests.clear()
+        server.script = [error(404, "The model `stp` does not exist.")]
+        with pytest.raises(EndpointError, match=r"backend\.reader=.*--lora-modules stp"):
+            internals.reader_scores("mine")
+
+
+def test_the_name_of_the_reader_is_part_of_the_key_of_scores() -> None:
+    from prunebench import compose, runner
+    from prunebench.config import to_run
+    from prunebench.lab import Lab
+
+    stop, other = ["method=stop"], ["method=mean_logprob", "backend.reader=a"]
+    with compose.hydra_ready():
+        runs = [
+            to_run(compose.composed(["backend=openai", *more]))
+            for more in (stop, [*stop, "backend.reader=a"], other)
+        ]
+    found = [runner._servers(run, Lab()) for run in runs]
+    assert found == [None, {"reader": "a"}, None]
+
+
 # Faults.
 
 
@@ -547,7 +653,12 @@ def test_a_method_that_reads_more_than_the_server_gives_is_sent_elsewhere(capsys
 
 @pytest.mark.parametrize("sweep", [[], ["-m", "keep=1,2"]])
 @pytest.mark.parametrize(
-    ("option", "secret"), [("key_env", KEY), ("base_url", "https://me:pass1234@host/v1")]
+    ("option", "secret"),
+    [
+        ("key_env", KEY),
+        ("base_url", "https://me:pass1234@host/v1"),
+        ("base_url", f"https://host/v1?{KEY}"),
+    ],
 )
 def test_a_secret_in_an_option_is_written_nowhere(
     tmp_path: Path, capsys, option: str, secret: str, sweep: list[str]
@@ -572,6 +683,13 @@ def test_the_key_is_sent_and_stands_nowhere_else(tmp_path: Path, monkeypatch, ca
     told = capsys.readouterr()
     for data in [*files, *(text.encode() for text in (caplog.text, told.out, told.err))]:
         assert KEY.encode() not in data
+
+
+def test_doctor_wants_to_know_whose_options_it_gets(capsys) -> None:
+    assert main(["doctor", f"backend.base_url=https://host/{KEY}"]) == 2
+    told = capsys.readouterr().err
+    assert "backend.base_url. Name the engine too" in told
+    assert KEY not in told
 
 
 @pytest.mark.parametrize("option", ["concurrency", "max_attempts", "timeout"])

@@ -51,6 +51,10 @@ class TokenModel:
     tempered : log-probabilities are those after temperature.
     says_end : the end-of-text token is among the tokens.
     context : longest prompt and reply.
+    fixed : the temperature of a server that does not obey it.
+    longest : tokens after which a reply is cut.
+    end_reason, end_piece : the finish reason of a path that ended, and how its last token is named
+        where tokens are named by their text (None: by its text).
     """
 
     token_prompts: bool = True
@@ -62,6 +66,10 @@ class TokenModel:
     says_end: bool = True
     wild: bool = False
     context: int = 10_000
+    fixed: float = 0.0
+    longest: int = 10_000
+    end_reason: str = "stop"
+    end_piece: str | None = None
     cached: int | None = None
     noise: bool = False
     reader_bias: float | None = None
@@ -99,7 +107,7 @@ class TokenModel:
             self._fresh += 1
         seed = body["seed"] if "seed" in self.obeys and "seed" in body else 10**6 + self._fresh
         drawn: list[int] = []
-        while len(drawn) < body["max_tokens"] and drawn[-1:] != [END]:
+        while len(drawn) < min(body["max_tokens"], self.longest) and drawn[-1:] != [END]:
             where: Sequence[int] = [seed, len(drawn)]
             settings = dict(body)
             if noise:
@@ -111,7 +119,7 @@ class TokenModel:
 
     def _one(self, after: int, settings: dict[str, Any], where: Sequence[int]) -> int:
         logprobs = logprobs_after(after, self.wild)
-        temperature = settings["temperature"] if "temperature" in self.obeys else 0
+        temperature = settings["temperature"] if "temperature" in self.obeys else self.fixed
         if temperature == 0:
             return int(logprobs.argmax())
         order = np.argsort(-logprobs)
@@ -130,7 +138,7 @@ class TokenModel:
         choice: dict[str, Any] = {
             "index": 0,
             "text": TOKENIZER.decode(told, skip_special_tokens=True),
-            "finish_reason": "stop" if ended else "length",
+            "finish_reason": self.end_reason if ended else "length",
         }
         by_id = self.names_ids and body.get("return_tokens_as_token_ids", False)
         if self.names_ids and body.get("return_token_ids"):
@@ -144,6 +152,8 @@ class TokenModel:
         self, prompt: list[int], drawn: list[int], body: dict[str, Any], by_id: bool
     ) -> dict[str, Any]:
         def name(token: int) -> str:
+            if not by_id and token == END and self.end_piece is not None:
+                return self.end_piece
             return f"token_id:{token}" if by_id else TOKENIZER.decode([token])
 
         values, tops = [], []

@@ -38,7 +38,8 @@ class Draft:
     Attributes
     ----------
     key : int64 that stands for seed, problem and index.
-    ids, stats : its tokens and their statistics, by name.
+    ids, stats : its tokens and their statistics, by name. The end-of-text token is missing where
+        a server that names no ids gives log-probabilities without one for it.
     stopped : the model ended it.
     ended : it gets no more tokens.
     refusal : why the server will not go on with it.
@@ -51,6 +52,10 @@ class Draft:
     stopped: bool = False
     ended: bool = False
     refusal: str | None = None
+
+    def owes(self, n_tokens: int) -> bool:
+        """Whether it gets more tokens on its way to `n_tokens`."""
+        return not self.ended and self.refusal is None and len(self.ids) < n_tokens
 
     def record(self) -> Record:
         stats = TokenStats(**self.stats)  # type: ignore[arg-type]  # names of statistics
@@ -91,7 +96,7 @@ class Drawer:
         Raises what the client raises; what arrived by then is in the drafts.
         """
         n_tokens = min(n_tokens, self.sampling.max_new_tokens)
-        due = [d for d in drafts if not d.ended and d.refusal is None and len(d.ids) < n_tokens]
+        due = [draft for draft in drafts if draft.owes(n_tokens)]
         prompts = [self._prompt(draft) for draft in due]
         requests = [
             self._request(draft, prompt, n_tokens - len(draft.ids))
@@ -165,13 +170,13 @@ class Drawer:
         n_asked = n_tokens - len(draft.ids)
         ids = self._token_ids(reply)
         columns = {name: self._column(name, reply, len(ids)) for name in self.stat_names}
-        draft.stopped = reply.finish_reason == "stop"
+        draft.stopped = reply.stopped
         if not draft.stopped:  # what was read as more tokens than were drawn is drawn again
             ids = ids[:n_asked]
         elif not columns and len(ids) < n_asked and not np.isin(ids[-1:], self.end_ids).any():
             ids = np.append(ids, np.int32(self.end_ids[0]))
-        n_drawn = len(ids) if reply.token_ids is not None else reply.completion_tokens
-        cut_short = n_drawn is not None and n_drawn < n_asked  # by a limit of the server
+        cut_short = reply.cut_before(n_asked)
+        self.counts["cut"] += cut_short
         final = n_tokens >= self.sampling.max_new_tokens
         draft.ended = draft.stopped or cut_short or final
         draft.ids = np.concatenate([draft.ids, ids])
@@ -192,17 +197,24 @@ class Drawer:
         """The ids that the server names, else those of each token's text, else of all text."""
         if reply.token_ids is not None:
             return reply.token_ids.astype(np.int32)
-        singles = [self._single(piece) for piece in reply.pieces or ()]
+        pieces, end = list(reply.pieces or ()), self.end_ids[0]
+        singles = [self._single(piece) for piece in pieces]
+        if reply.stopped and pieces[-1:] == [""]:
+            singles[-1] = end
         if reply.pieces is not None and None not in singles:
             return np.array(singles, dtype=np.int32)
         ids = self.tokenizer(reply.text, add_special_tokens=False)["input_ids"]
         exact = self._text(ids) == reply.text
         n = reply.completion_tokens
         self.counts["guessed"] += not exact or n not in (None, len(ids), len(ids) + 1)
+        if reply.stopped and len(ids) == len(pieces) - 1 and singles[-1] in self.end_ids:
+            ids = [*ids, singles[-1]]  # texts leave it out
         return np.array(ids, dtype=np.int32)
 
     def _single(self, piece: str) -> int | None:
         """The id of a token of this text, None when the text alone does not tell."""
+        if "\ufffd" in piece:  # bytes that are no character, of any of several tokens
+            return None
         ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         return ids[0] if len(ids) == 1 and self._text(ids) == piece else None
 
@@ -228,6 +240,7 @@ class Drawer:
             "with tokens: their statistics are NaN",
             "narrow": f"tokens came with fewer than {TOP} different alternatives: what needs them "
             "is NaN there",
+            "cut": "replies of {requests} ended before max_new_tokens by a limit of the server",
             "cached": "replies of {requests} came from the disk cache: seconds do not show what "
             "they took",
         }

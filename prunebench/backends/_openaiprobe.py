@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +26,7 @@ from prunebench.storage import NotWritable, content_hash
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every stored file, so that files of another form are not read."""
 
 TEXT = "The"
@@ -133,6 +134,8 @@ def find_out(client: Completions) -> Abilities:
     for text in (TEXT, *OTHER_TEXTS):
         cold, warm, other = draw(text, temperature=0.0), draw(text), draw(text, seed=2)
         obeys = warm is not None and not (_same(warm, cold) and _same(other, cold))
+        if obeys and not _same(draw(text, temperature=0.0, seed=2), cold):
+            obeys = False  # what differed were the seeds
         if obeys or warm is None:
             break
     raw = obeys and warm is not None and _raw(cold, warm)
@@ -199,9 +202,12 @@ def _same(a: Drawn | None, b: Drawn | None) -> bool:
 
 
 def _raw(cold: Drawn, warm: Drawn) -> bool:
-    """Whether the log-probabilities of the first token do not depend on the temperature."""
+    """Whether the log-probabilities of the first token are such, and do not depend on the
+    temperature."""
     shared = cold.first.keys() & warm.first.keys()
-    return bool(shared) and all(abs(cold.first[n] - warm.first[n]) <= RAW for n in shared)
+    same = bool(shared) and all(abs(cold.first[n] - warm.first[n]) <= RAW for n in shared)
+    values = list(cold.first.values())
+    return same and max(values) <= 0 and sum(map(math.exp, values)) <= 1.01
 
 
 def _path_noise(ask: _Asker, names: Mapping[str, Any]) -> bool:

@@ -8,17 +8,18 @@ logprob(0) - logprob(1) = S.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunebench.backend import Internals
-from prunebench.backends._openaiclient import Completions
+from prunebench.backends._openaiclient import Readers
 from prunebench.backends._openaidraw import Refused
 from prunebench.backends._openaireply import ID_MARK, Drawn
 from prunebench.endpoint import Request
-from prunebench.errors import EndpointError
+from prunebench.errors import EndpointError, Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -32,22 +33,23 @@ class ReaderInternals(Internals):
 
     Parameters
     ----------
-    reader : name of the reader on the server.
+    client : asks the reader.
     n_tokens : number of tokens of each reader, by the name the method gives it.
     fields : further fields of the requests; they make the server name token ids.
+    counts : of replies, by whether the server said how many tokens it had `cached`, else `silent`.
     """
 
     def __init__(
         self,
-        client: Completions,
-        reader: str,
+        client: Readers,
         n_tokens: Mapping[str, int],
         fields: Mapping[str, Any],
         prompt_ids: np.ndarray,
         prefixes: Sequence[np.ndarray],
+        counts: Counter[str],
         parent: ReaderInternals | None = None,
     ) -> None:
-        self._client, self._reader = client, reader
+        self._client, self._counts = client, counts
         self._n_tokens, self._fields = n_tokens, fields
         self._prompt_ids, self._prefixes = prompt_ids, list(prefixes)
         self._total = parent or self
@@ -59,7 +61,8 @@ class ReaderInternals(Internals):
             Request(
                 prompt=(*prompt, *prefix.tolist(), *placeholders),
                 top_logprobs=2,
-                extra={**self._fields, "model": self._reader},
+                extra=self._fields,
+                about=name,
             )
             for prefix in self._prefixes
         ]
@@ -69,10 +72,16 @@ class ReaderInternals(Internals):
         scores = np.empty(len(replies))
         for i, (request, reply) in enumerate(zip(requests, replies, strict=True)):
             if not isinstance(reply, Drawn):
+                if (reply.refusal or "")[:3] in ("403", "404"):  # it was served before
+                    raise Unavailable(
+                        f"The server at {self._client.base_url} no longer answers for the reader "
+                        f"{self._client.model!r}: {reply.refusal}."
+                    )
                 raise Refused(f"The server will not score a prefix: {reply.refusal}.")
             scores[i] = self._score(reply)
             assert request.prompt is not None
             n_read = reply.prompt_tokens or len(request.prompt)
+            self._counts["silent" if reply.cached_tokens is None else "cached"] += 1
             self._total.forwarded_tokens += n_read - (reply.cached_tokens or 0)
         return scores
 
@@ -81,7 +90,7 @@ class ReaderInternals(Internals):
         if not abs(math.exp(good) + math.exp(bad) - 1.0) <= PRECISION:
             raise EndpointError(
                 f"The server at {self._client.base_url} must give its tokens 0 and 1 all "
-                f"probability when it runs the reader {self._reader!r}. It gives "
+                f"probability when it runs the reader {self._client.model!r}. It gives "
                 f"{dict(reply.first)}: it does not run prunebench's plug-in for vLLM, or "
                 f"backend.reader names something else."
             )
@@ -91,11 +100,11 @@ class ReaderInternals(Internals):
         prefixes = [self._prefixes[i] for i in order]
         return ReaderInternals(
             self._client,
-            self._reader,
             self._n_tokens,
             self._fields,
             self._prompt_ids,
             prefixes,
+            self._counts,
             self._total,
         )
 

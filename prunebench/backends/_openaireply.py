@@ -27,6 +27,9 @@ FLOOR = -9999.0
 ID_MARK = "token_id:"
 """What a server puts before a token's id when it is asked for ids in place of texts."""
 
+STOPPED = ("stop", "eos_token", "stop_sequence")
+"""How servers say that the model ended the text itself."""
+
 PER_TOKEN = ("logprobs", "top_logprobs", "max_logprobs", "top_mass", "top_entropy")
 """The statistics that log-probabilities of the most likely tokens tell."""
 
@@ -45,7 +48,7 @@ class Drawn(Reply):
     first : log-probabilities of the alternatives for the first token, by what the server calls
         them.
     n_alternatives : most alternatives that were given for a token.
-    finish_reason : `stop` when the model ended the text, `length` when it was cut.
+    finish_reason : one of `STOPPED` when the model ended the text, `length` when it was cut.
     prompt_tokens, completion_tokens, cached_tokens : as the server counts them, None when it does
         not say. Cached ones are those of the prompt that it did not compute again.
     """
@@ -60,6 +63,15 @@ class Drawn(Reply):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.finish_reason in STOPPED
+
+    def cut_before(self, n: int) -> bool:
+        """Whether the server ended the reply before `n` tokens though the model went on."""
+        drawn = self.completion_tokens if self.token_ids is None else len(self.token_ids)
+        return not self.stopped and drawn is not None and drawn < n
 
 
 def drawn_of(text: str) -> Reply:

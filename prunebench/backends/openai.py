@@ -7,6 +7,7 @@ on this machine, its weights need not. Knows no method and no dataset.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from prunebench.backend import Internals, ModelSpec, ReaderWeights, Session
 from prunebench.backends import _hub, _openaiprobe
-from prunebench.backends._openaiclient import Completions
+from prunebench.backends._openaiclient import Completions, Readers
 from prunebench.backends._openaidraw import Draft, Drawer, Refused
 from prunebench.backends._openaiprobe import Abilities, Server
 from prunebench.backends._openaireader import ReaderInternals
@@ -51,7 +52,8 @@ class OpenAIBackend(HubModel):
     base_url : of the server, with `/v1`.
     model_name : the model's name there; None takes the only one that is no adapter.
     key_env : name of the environment variable that holds the key; None: no key is needed.
-    concurrency : most requests in flight; `bank.group` problems share them.
+    concurrency : most requests in flight; `bank.group` problems share them, online
+        `problems_at_once`.
     timeout : seconds to wait for one path.
     max_attempts : tries per request, the first one included.
     max_wait : longest pause between tries, in seconds.
@@ -86,10 +88,13 @@ class OpenAIBackend(HubModel):
             self.base_url = self.base_url.rstrip("/")
         self._server: Server | None = None
         self._readers: dict[str, int] = {}
+        self._reader_counts: Counter[str] = Counter()
         self._forget()
 
     def _forget(self) -> None:
         self._drawer: Drawer | None = None
+        self._reader_client: Readers | None = None
+        self._started: list[ServerSession] = []
         self._tokenizer: Any = None
 
     def bind(self, spec: ModelSpec, seed: int) -> None:
@@ -254,10 +259,21 @@ class OpenAIBackend(HubModel):
     def close(self) -> None:
         if self._drawer is not None:
             self._drawer.client.close()
+        if self._reader_client is not None:
+            self._reader_client.close()
         self._forget()
 
     def notes(self) -> list[str]:
-        return [] if self._drawer is None else self._drawer.take_notes()
+        found = [] if self._drawer is None else self._drawer.take_notes()
+        counts = Counter(self._reader_counts)
+        self._reader_counts.clear()
+        if counts["silent"] and not counts["cached"]:
+            found.append(
+                f"{self.base_url}: it does not say how many tokens of a prefix it had cached, so "
+                f"that each of {counts['silent']} scores counts its whole prefix as verifier "
+                f"tokens. Start vLLM with --enable-prompt-tokens-details."
+            )
+        return found
 
     # ---- generating
 
@@ -305,9 +321,15 @@ class OpenAIBackend(HubModel):
                 "Name the learned reader that the server runs with backend.reader=NAME."
             )
         drawer = self.drawer
-        names = drawer.abilities.names
+        if self._reader_client is None:
+            self._reader_client = Readers(self._config(self.reader), Ledger())
         return ReaderInternals(
-            drawer.client, self.reader, self._readers, names, prompt_ids, prefixes
+            self._reader_client,
+            self._readers,
+            drawer.abilities.names,
+            prompt_ids,
+            prefixes,
+            self._reader_counts,
         )
 
 
@@ -321,9 +343,23 @@ class ServerSession(Session):
         self._backend, self._reader = backend, backend._reader()
         self._live = list(zip(indices, drafts, strict=True))
 
+    def start(self, n_tokens: int | None) -> None:
+        """Only noted: the first session that waits draws for all that were started."""
+        self._backend._started.append(self)
+
     def advance(self, n_tokens: int) -> None:
         indices, drafts = [i for i, _ in self._live], [d for _, d in self._live]
-        self._backend.drawer.run(drafts, n_tokens)
+        started = self._backend._started
+        together = list(started) if self in started else [self]
+        if self in started:
+            started.clear()
+        try:
+            everyone = [draft for session in together for _, draft in session._live]
+            self._backend.drawer.run(everyone, n_tokens)
+        except Unavailable:
+            most = self._backend.spec.sampling.max_new_tokens
+            if any(draft.owes(min(n_tokens, most)) for draft in drafts):
+                raise
         refused = refusal(indices, drafts)
         if refused is not None:
             raise refused
@@ -346,6 +382,8 @@ class ServerSession(Session):
 
     def close(self) -> None:
         self._live = []
+        if self in self._backend._started:
+            self._backend._started.remove(self)
 
 
 def refusal(indices: Sequence[int], drafts: Sequence[Draft]) -> Refused | None:
