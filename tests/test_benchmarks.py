@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.benchmark
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 ABOUT = {"backend", "hardware", "threads", "python", "prunebench", "torch", "transformers", "vllm"}
 
