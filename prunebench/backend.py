@@ -123,9 +123,9 @@ class Internals(ABC):
     sampled_tokens: int = 0
     from_cache: bool = False
 
-    @abstractmethod
     def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
-        """Run m extra tokens after every prefix, on a temporary view of its KV cache.
+        """Run m extra tokens after every prefix, on a temporary view of its KV cache (capability
+        KV_CACHE).
 
         Parameters
         ----------
@@ -138,16 +138,18 @@ class Internals(ABC):
         states : `(n_paths, m, hidden)` last-layer states after the final norm, float32, CPU.
             The prefix's own cache is as it was before.
         """
+        raise NotImplementedError(f"{type(self).__name__} does not give its key-value cache.")
 
     def reader_scores(self, name: str) -> np.ndarray:
         """What a learned reader says of every prefix: `(n_paths,)` float64, higher = keep
         (capability CACHE_READER; see `Backend.load_reader`)."""
         raise NotImplementedError(f"{type(self).__name__} runs no learned readers.")
 
-    @abstractmethod
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
         """States of the prefix tokens: `(n_paths, len(layers), prefix_length, hidden)`, float32,
-        CPU, right-padded with NaN. Layer k is what transformers calls `hidden_states[k]`."""
+        CPU, right-padded with NaN. Layer k is what transformers calls `hidden_states[k]`
+        (capability HIDDEN_STATES)."""
+        raise NotImplementedError(f"{type(self).__name__} does not give hidden states.")
 
     def iter_hidden_states(self, layers: Sequence[int]) -> Iterator[torch.Tensor]:
         """The same path by path, in order, as `(len(layers), n_tokens, hidden)`: a few paths are

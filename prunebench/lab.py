@@ -7,11 +7,9 @@ the runs. Everything here is found by content, so two cells share exactly what t
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ import numpy as np
 from prunebench import checkpoints, compat, registry
 from prunebench.backend import Backend
 from prunebench.backends.replay import ReplayBackend
-from prunebench.bank import Bank, FillReport, bank_key, fill
+from prunebench.bank import Bank, FillReport, bank_key
 from prunebench.config import RunConfig, plain
 from prunebench.cost import Ledger
 from prunebench.endpoint import Endpoint
 from prunebench.errors import ConfigError
 from prunebench.evaluate import ProblemPool, pool_of
+from prunebench.filling import fill_beside
 from prunebench.method import Context, SignalGenerator, Trainable
 from prunebench.modes import Mode
 from prunebench.types import CONTROLS_ONLY, Capability, Problem, SignalType, Trace
@@ -163,33 +162,16 @@ class Lab:
             progress(len(problems))
             return FillReport(n_generated=0, failures=[])
         group = run.bank.group or max(1, ROWS_PER_GROUP // run.pool)
-        backend = self.backend(run)
-        gpus = on_gpu(backend)
-        alone = gpus or not backend.parallel_fill
-        wanted = max(1, run.workers) if alone else run.n_workers
-        n_engines = min(wanted, -(-len(missing) // group))
-        devices = [""] * n_engines
-        if gpus:
-            device = getattr(backend, "device", "auto")
-            devices = gpus_of_engines(n_engines, _gpus_each(backend), device=device)
-        spawn = multiprocessing.get_context("spawn")
-        work = (bank.folder, bank.key, backend, backend.spec, run.seed, problems, run.pool, group)
-        helpers = [
-            # an engine that has processes of its own must not be a daemon
-            spawn.Process(target=_fill_beside, args=(*work, own), daemon=backend.parallel_fill)
-            for own in devices[1:]  # this process takes the first GPUs by itself
-        ]
-        for helper in helpers:
-            helper.start()
-        try:
-            backend.load()  # decides on the number of threads, which is restored afterwards
-            with _single_threaded(bool(helpers)):
-                report = fill(bank, backend, problems, run.pool, group=group, progress=progress)
-        finally:
-            for helper in helpers:
-                helper.terminate()
-                helper.join()
-        return report
+        return fill_beside(
+            bank,
+            self.backend(run),
+            problems,
+            run.pool,
+            group=group,
+            n_groups=-(-len(missing) // group),
+            workers=run.workers,
+            progress=progress,
+        )
 
     def stored(self, run: RunConfig) -> dict[str, Stored]:
         """The first `run.pool` paths of every problem that the bank holds whole."""
@@ -305,102 +287,3 @@ def _key(*parts: Any) -> str:
 
 def _stem(backend: Backend) -> str:
     return type(backend).__module__.rsplit(".", 1)[-1]
-
-
-def on_gpu(backend: Backend) -> bool:
-    """Whether the engine runs on a GPU, where one process is best."""
-    device = getattr(backend, "device", "cpu")
-    if device != "auto":
-        return device != "cpu"
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _gpus_each(backend: Backend) -> int:
-    return getattr(backend, "tensor_parallel_size", 1)
-
-
-def gpus_of_engines(
-    n_engines: int, gpus_each: int, visible: str | None = None, device: str = "auto"
-) -> list[str]:
-    """`CUDA_VISIBLE_DEVICES` of every engine when several run side by side, each on its own GPUs;
-    empty when there is only one. `visible` is that of this process.
-
-    Raises `ConfigError` when there are not enough.
-    """
-    if n_engines == 1:
-        return [""]
-    if ":" in device:
-        raise ConfigError(
-            f"'backend.device' must be 'auto' or 'cuda' when 'workers' gives every engine its own "
-            f"GPUs. Got {device!r} with workers={n_engines}."
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
-    if visible is None:
-        import torch
-
-        names = [str(i) for i in range(torch.cuda.device_count())]
-    else:
-        names = [name for name in visible.split(",") if name]
-    needed = n_engines * gpus_each
-    if needed > len(names):
-        raise ConfigError(
-            f"'workers={n_engines}' needs {needed} GPUs, {gpus_each} for each engine. This process "
-            f"sees {len(names)}. Lower 'workers', or 'backend.tensor_parallel_size'."
-        )
-    return [",".join(names[i * gpus_each : (i + 1) * gpus_each]) for i in range(n_engines)]
-
-
-class _single_threaded:
-    """One torch thread while other processes use the other cores."""
-
-    def __init__(self, active: bool) -> None:
-        self.active = active
-
-    def __enter__(self) -> None:
-        if self.active:
-            import torch
-
-            self.before = torch.get_num_threads()
-            torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        if self.active:
-            import torch
-
-            torch.set_num_threads(self.before)
-
-
-def _fill_beside(
-    folder: Path,
-    key: dict[str, Any],
-    backend: Backend,
-    spec: Any,
-    seed: int,
-    problems: list[Problem],
-    n_paths: int,
-    group: int,
-    gpus: str,
-) -> None:
-    """A helper process: fills the same bank; claims keep it off what the others are at."""
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    own = replace(backend)  # type: ignore[type-var]  # every backend is a dataclass
-    own.bind(spec, seed)
-    parent = multiprocessing.parent_process()
-
-    def stop_without_parent(_: int) -> None:
-        if parent is not None and not parent.is_alive():
-            raise SystemExit(1)
-
-    with _single_threaded(True):
-        fill(
-            Bank.at(folder, key),
-            own,
-            problems,
-            n_paths,
-            group=group,
-            progress=stop_without_parent,
-        )

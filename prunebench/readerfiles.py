@@ -15,6 +15,9 @@ import numpy as np
 from prunebench.backend import ReaderWeights
 from prunebench.errors import DamagedFile
 
+MOST_TOKENS = 64
+"""Most tokens of a reader that a server runs."""
+
 FILE = "reader.safetensors"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 

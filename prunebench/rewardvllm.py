@@ -15,13 +15,13 @@ import numpy as np
 
 from prunebench.backend import ModelSpec
 from prunebench.backends import _hub
+from prunebench.backends._device import torch_device
 from prunebench.backends._vllm_setup import (
     check_installation,
     prepare_environment,
     stop_engine,
     version,
 )
-from prunebench.backends.transformers import torch_device
 from prunebench.cost import Ledger
 from prunebench.errors import ConfigError
 from prunebench.prmformats import Encoded, Family, pair_ids

@@ -17,7 +17,7 @@ from prunebench.checkpoints import trained_folder
 from prunebench.config import RunConfig
 from prunebench.datasets import Arithmetic, make_problem
 from prunebench.errors import ConfigError
-from prunebench.lab import on_gpu
+from prunebench.filling import on_gpu
 from prunebench.method import Context, LabelledPrefix, Trainable
 from prunebench.types import Capability, Problem
 

@@ -215,7 +215,7 @@ def test_ten_kills_leave_the_data_as_if_never_interrupted(tmp_path: Path) -> Non
 
 
 def test_every_engine_has_gpus_of_its_own():
-    from prunebench.lab import gpus_of_engines
+    from prunebench.filling import gpus_of_engines
 
     assert gpus_of_engines(1, 2, "0") == [""]
     assert gpus_of_engines(2, 1, "3,5") == ["3", "5"]

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from prunebench.backend import Sampling
+from prunebench.backends._noise import noise_args
 from prunebench.backends._openaiclient import Completions
-from prunebench.backends._openaiprobe import Abilities, noise_fields
+from prunebench.backends._openaiprobe import Abilities
 from prunebench.backends._openaireply import TOP, Drawn
 from prunebench.backends._records import Record
 from prunebench.endpoint import Reply, Request
@@ -145,8 +146,7 @@ class Drawer:
             extra["stop_token_ids"] = list(self.end_ids)
         start, greedy = len(draft.ids), self.path_noise or sampling.temperature == 0
         if self.path_noise:
-            settings = (sampling.temperature, sampling.top_p, sampling.top_k)
-            extra |= noise_fields(draft.key, start, settings)
+            extra["vllm_xargs"] = noise_args(draft.key, sampling, start)
         elif sampling.top_k > 0 and not greedy:
             extra["top_k"] = sampling.top_k
         return Request(

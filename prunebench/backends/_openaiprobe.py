@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from prunebench.backend import Sampling
+from prunebench.backends._noise import noise_args
 from prunebench.backends._openaiclient import Completions
 from prunebench.backends._openaireply import TOP, Drawn
 from prunebench.endpoint import Request
@@ -49,10 +51,6 @@ NAMES = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
 PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": []}
 """Fields against what servers do by themselves, beside the size of top-k that switches it off."""
-
-NOISE_KEY, NOISE_START = "prunebench_key", "prunebench_start"
-NOISE_SAMPLING = ("prunebench_temperature", "prunebench_top_p", "prunebench_top_k")
-"""Fields that prunebench's logits processor reads (`_vllm_sampling.py`, which imports vLLM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +88,6 @@ class Server:
     model: str
     abilities: Abilities
     file: Path | None = None
-
-
-def noise_fields(key: int, start: int, sampling: Sequence[float]) -> dict[str, Any]:
-    """The body's fields for prunebench's logits processor; the request itself must be greedy.
-
-    Parameters
-    ----------
-    key : int64 of the path; sent as text, since JSON readers may round it.
-    start : tokens of the path that are part of the prompt.
-    sampling : temperature, top-p and top-k.
-    """
-    values = dict(zip(NOISE_SAMPLING, sampling, strict=True))
-    return {"vllm_xargs": {NOISE_KEY: str(key), NOISE_START: start, **values}}
 
 
 def find_out(client: Completions) -> Abilities:
@@ -212,12 +197,13 @@ def _raw(cold: Drawn, warm: Drawn) -> bool:
 
 def _path_noise(ask: _Asker, names: Mapping[str, Any]) -> bool:
     """Whether a path goes on after its own prefix as it would have, and another key changes it."""
+    hot = Sampling(temperature=HOT, top_p=1.0, top_k=0)
 
     def draw(key: int, prefix: Sequence[int] = ()) -> list[int] | None:
         reply = ask(
             prompt=(*IDS, *prefix),
             max_tokens=N_TOKENS - len(prefix),
-            extra={**names, **noise_fields(key, len(prefix), (HOT, 1.0, 0))},
+            extra={**names, "vllm_xargs": noise_args(key, hot, len(prefix))},
         )
         return None if reply is None or reply.token_ids is None else reply.token_ids.tolist()
 

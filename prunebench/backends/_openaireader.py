@@ -22,7 +22,7 @@ from prunebench.endpoint import Request
 from prunebench.errors import EndpointError, Unavailable
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PRECISION = 1e-3
 """Most by which the two probabilities may miss 1."""
@@ -107,9 +107,3 @@ class ReaderInternals(Internals):
             self._counts,
             self._total,
         )
-
-    def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
-        raise NotImplementedError("A server does not give its key-value cache.")
-
-    def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
-        raise NotImplementedError("A server does not give hidden states.")

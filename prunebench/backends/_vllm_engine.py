@@ -22,9 +22,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from prunebench.backend import Sampling
+from prunebench.backends._noise import noise_args
 from prunebench.backends._records import Record
 from prunebench.backends._sampling import TOP
-from prunebench.backends._vllm_sampling import EXACT, WHOLE, noise_args
+from prunebench.backends._vllm_sampling import EXACT, WHOLE
 from prunebench.backends._vllm_setup import stop_engine
 from prunebench.errors import ConfigError
 from prunebench.types import TokenStats

@@ -22,8 +22,8 @@ import numpy as np
 
 from prunebench import readerfiles
 from prunebench.backend import ReaderWeights
-from prunebench.backends.vllm import MOST_TOKENS
 from prunebench.errors import Incompatible
+from prunebench.readerfiles import MOST_TOKENS
 
 KNOWN = ("0.32",)
 """Versions whose internals this file was tested on."""

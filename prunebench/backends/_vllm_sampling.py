@@ -23,28 +23,13 @@ from vllm.v1.sample.logits_processor import (
 )
 
 from prunebench.backend import Sampling
+from prunebench.backends._noise import KEY, START, TEMPERATURE, TOP_K, TOP_P
 from prunebench.backends._sampling import choose, entropy_and_sum
 
-KEY = "prunebench_key"
-"""The path's noise key, an int64, as a string since JSON readers may round it."""
-START = "prunebench_start"
-"""Tokens of the path that are part of the prompt already (default 0)."""
-TEMPERATURE, TOP_P, TOP_K = "prunebench_temperature", "prunebench_top_p", "prunebench_top_k"
 EXACT = "prunebench_exact"
 """A name under which exact entropy and sum of log-probabilities are kept, until they are taken."""
 WHOLE = "prunebench_whole"
 """A name under which the log-probabilities of the whole vocabulary are kept."""
-
-
-def noise_args(key: int, sampling: Sampling, start: int = 0) -> dict[str, Any]:
-    """The extra arguments of a request that is drawn with prunebench's noise."""
-    return {
-        KEY: str(key),
-        START: start,
-        TEMPERATURE: sampling.temperature,
-        TOP_P: sampling.top_p,
-        TOP_K: sampling.top_k,
-    }
 
 
 @dataclass

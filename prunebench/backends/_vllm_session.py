@@ -186,9 +186,6 @@ class VllmInternals(Internals):
         self._count(sum(self._n_computed(r, len(extra)) for r in requests.values()))
         return np.array([self._engine.score(requests[p.tobytes()]) for p in self._prefixes])
 
-    def read(self, embeddings: torch.Tensor, adapter: str | None = None) -> torch.Tensor:
-        raise NotImplementedError("vLLM runs learned readers, but gives no states of them.")
-
     def hidden_states(self, layers: Sequence[int]) -> torch.Tensor:
         import torch
 

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from prunebench.backends import _hub
-from prunebench.backends.transformers import SMALL, torch_device
+from prunebench.backends._device import SMALL, torch_device
 from prunebench.errors import ConfigError
 
 INSTALL = (

@@ -6,10 +6,8 @@ no method and no dataset. torch is imported when the model is first needed, not 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from prunebench.backend import Internals, ModelSpec, ReaderWeights, Session
 from prunebench.backends import _hub
+from prunebench.backends._device import SMALL, Dtype, as_dtype, number_format, torch_device
 from prunebench.backends._text import HubModel
 from prunebench.errors import ConfigError
 from prunebench.types import Capability, Problem, Trace
@@ -25,28 +24,6 @@ if TYPE_CHECKING:  # what a loaded model is made of needs torch
     import torch
 
     from prunebench.backends._engine import Engine
-
-SMALL = 512
-"""Width of models up to which one thread is fastest: sharing out such small products costs more
-than it gains, many times more when another process uses the cores."""
-
-
-class Dtype(StrEnum):
-    """Number format of weights and cache."""
-
-    auto = "auto"  # float32 on the CPU, else what the weights are stored in
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-def torch_device() -> str:
-    """`cuda` when torch can use a GPU, else `cpu`."""
-    if not (FilePath("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
-        return "cpu"  # known without the seconds that importing torch takes
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(kw_only=True)
@@ -74,13 +51,7 @@ class TransformersBackend(HubModel):
             raise ConfigError(f"'backend.batch_rows' must be at least 1. Got {self.batch_rows}.")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"'backend.threads' must be at least 1. Got {self.threads}.")
-        try:
-            self.dtype = Dtype(self.dtype)
-        except ValueError:
-            known = ", ".join(d.value for d in Dtype)
-            raise ConfigError(
-                f"'backend.dtype' must be one of: {known}. Got {self.dtype!r}."
-            ) from None
+        self.dtype = as_dtype(self.dtype)
         self._forget()
 
     def _forget(self) -> None:
@@ -132,11 +103,7 @@ class TransformersBackend(HubModel):
         return torch_device() if self.device == "auto" else self.device
 
     def _dtype(self, location: _hub.Location) -> str:
-        if self.dtype is not Dtype.auto:
-            return self.dtype.value
-        if self._device().startswith("cpu"):
-            return "float32"
-        return _hub.stored_dtype(location)
+        return number_format(self.dtype, location, on_cpu=self._device().startswith("cpu"))
 
     @property
     def engine(self) -> Engine:

@@ -19,20 +19,17 @@ import numpy as np
 from prunebench import readerfiles
 from prunebench.backend import Internals, ModelSpec, ReaderWeights, Session
 from prunebench.backends import _hub
+from prunebench.backends._device import SMALL, Dtype, as_dtype, number_format, torch_device
 from prunebench.backends._text import HubModel
 from prunebench.backends._vllm_setup import check_installation as _check_installation
 from prunebench.backends._vllm_setup import prepare_environment
 from prunebench.backends._vllm_setup import version as _version
-from prunebench.backends.transformers import SMALL, Dtype, torch_device
 from prunebench.errors import ConfigError
 from prunebench.types import Capability, Problem, Trace
 
 if TYPE_CHECKING:
     from prunebench.backends._vllm_engine import VllmEngine
     from prunebench.backends._vllm_session import Settings
-
-MOST_TOKENS = 64
-"""Most tokens of a learned reader."""
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
@@ -90,13 +87,7 @@ class VllmBackend(HubModel):
                 f"'backend.gpu_memory_utilization' must be above 0 and at most 1. Got "
                 f"{self.gpu_memory_utilization}."
             )
-        try:
-            self.dtype = Dtype(self.dtype)
-        except ValueError:
-            known = ", ".join(d.value for d in Dtype)
-            raise ConfigError(
-                f"'backend.dtype' must be one of: {known}. Got {self.dtype!r}."
-            ) from None
+        self.dtype = as_dtype(self.dtype)
         self._expected: frozenset[Capability] = frozenset()
         self._forget()
 
@@ -109,8 +100,8 @@ class VllmBackend(HubModel):
         self._tokenizer = None
 
     def bind(self, spec: ModelSpec, seed: int) -> None:
+        self.close()
         super().bind(spec, seed)
-        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process gets the settings and starts the engine itself."""
@@ -161,9 +152,7 @@ class VllmBackend(HubModel):
         }
 
     def _dtype(self, location: _hub.Location) -> str:
-        if self.dtype is not Dtype.auto:
-            return self.dtype.value
-        return "float32" if self._on_cpu else _hub.stored_dtype(location)
+        return number_format(self.dtype, location, on_cpu=self._on_cpu)
 
     @property
     def _on_cpu(self) -> bool:
@@ -348,10 +337,10 @@ class VllmBackend(HubModel):
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="prunebench-")
         width = _hub.read_json(_hub.locate(self.spec), "config.json").get("hidden_size")
-        if weights.adapter is None or len(weights.embeddings) > MOST_TOKENS:
+        if weights.adapter is None or len(weights.embeddings) > readerfiles.MOST_TOKENS:
             raise ConfigError(
-                f"vLLM runs learned readers that have an adapter and at most {MOST_TOKENS} tokens. "
-                f"Got {len(weights.embeddings)} tokens, "
+                f"vLLM runs learned readers that have an adapter and at most "
+                f"{readerfiles.MOST_TOKENS} tokens. Got {len(weights.embeddings)} tokens, "
                 f"{'no' if weights.adapter is None else 'an'} adapter; use backend=transformers."
             )
         if width not in (None, weights.embeddings.shape[1]):
