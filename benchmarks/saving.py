@@ -34,22 +34,21 @@ def pruned(bench: Bench, problems: Sequence[Problem], name: str) -> dict[str, fl
         bench.methods[name],
         Checkpoint(prefix_length=run.prefix_length, seed=run.seed),
         n_paths=run.n_paths,
-        keep=run.keep,
-        policy=run.finished,
+        pruning=run.pruning,
         ledger=bench.ledger,
     )
     seconds = clock() - start
     tokens = 0
     for outcome in outcomes:
-        if outcome.check.reason:
-            raise SystemExit(f"{name} could not score: {outcome.check.reason}")
+        if outcome.checks[0].reason:
+            raise SystemExit(f"{name} could not score: {outcome.checks[0].reason}")
         pairs = zip(outcome.launched, outcome.kept, strict=True)
         tokens += sum(trace.n_tokens for trace, kept in pairs if not kept)
         tokens += outcome.overrun + sum(trace.n_tokens for trace in outcome.finished)
     phases = outcomes[0].seconds
     return {
         "tokens": tokens,
-        "verifier_tokens": sum(o.check.cost.verifier_tokens for o in outcomes),
+        "verifier_tokens": sum(o.checks[0].cost.verifier_tokens for o in outcomes),
         "seconds": seconds,
         **{f"{phase}_s": sum(o.seconds[phase] for o in outcomes) for phase in phases},
     }

@@ -26,7 +26,7 @@ import numpy as np
 
 from prunebench.backend import Backend, Probe
 from prunebench.errors import ConfigError
-from prunebench.grading import Style, as_style, extract
+from prunebench.grading import Style, as_style, extract, style_of_text
 from prunebench.method import Context, Path, PathGroup, SignalGenerator
 
 BOX = "... Oh, I suddenly got the answer to the whole problem, **Final Answer**\n\n\\[ \\boxed{"
@@ -70,7 +70,7 @@ class AnswerForcing(SignalGenerator):
     def setup(self, context: Context) -> None:
         self.backend_: Backend = context.backend
         self.ledger_ = context.ledger
-        self.style_ = as_style(context.backend.spec.answer or Style.LINE)
+        self.style_ = style_of_text(as_style(context.backend.spec.answer or Style.LINE))
 
     def settled(self, path: Path) -> bool:
         """Whether the answer is the one in the text."""

@@ -42,6 +42,7 @@ class CacheReader(Learned):
     eval_every: int = 150
     cache_gb: float = 8.0
     centred: bool = True
+    adapter: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +58,9 @@ class CacheReader(Learned):
         for i, path in enumerate(group.paths):
             logits[i] = logits[first.setdefault(path.token_ids.tobytes(), i)]
         return np.round(logits, 5)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return None if self.centred else 1 / (1 + np.exp(-scores))
 
     def targets(self, examples: Sequence[LabelledPrefix]) -> Sequence[LabelledPrefix]:
         """The examples with the labels that the reader learns."""

@@ -60,6 +60,10 @@ class RewardMethod(Learned):
     engine: dict[str, Any] = field(default_factory=dict)
     server: bool = False
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        own = self.needs_training and getattr(self, "centred", True)  # ranks paths of a problem
+        return None if own else scores
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model_: RewardModel | None = None

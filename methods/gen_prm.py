@@ -19,6 +19,8 @@ where the authors take 0.5; code runs only with `execute`, in `prunebench.sandbo
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from prunebench import sandbox
 from prunebench.endpoint import Reply, Request
 from prunebench.method import PathGroup
@@ -57,6 +59,9 @@ class GenPRM(_judge.Judge):
     rounds: int = 3
     template: str = ""
     api: Api = Api.chat
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return scores
 
     def __post_init__(self) -> None:
         self.require_least(temperature=0, max_tokens=1, rounds=1)

@@ -20,6 +20,8 @@ the words are the marks `.` and `!`. Lines that a path itself marked `!` are voi
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from prunebench.endpoint import Reply, Request
 from prunebench.errors import ConfigError
 from prunebench.method import Context, Path, PathGroup
@@ -63,6 +65,9 @@ class LLMJudge(_judge.Judge):
     per_line: bool = False
     aggregation: Aggregation = Aggregation.min
     no_think: bool = False
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return scores
 
     def __post_init__(self) -> None:
         self.require_least(n_samples=1, temperature=0, max_tokens=0)

@@ -77,6 +77,9 @@ class MLPProbe(StateSignal):
             mlp_logits(self.weights_, pool(states, self.ends_(token_ids), self.pooling))[0]
         )
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return None if self.centred else 1 / (1 + np.exp(-scores))
+
     def fit(
         self, train: Sequence[LabelledPrefix], valid: Sequence[LabelledPrefix], context: Context
     ) -> Self:

@@ -97,6 +97,9 @@ class PTrue(AnswerForcing):
         cases = {word, word.lower(), word.upper()} if len(word) > 1 else {word}
         return {int(self.backend_.tokenize(pad + case)[0]) for case in cases for pad in ("", " ")}
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return scores
+
     def score(self, group: PathGroup) -> np.ndarray:
         answers = [own[0] if own else Answer(value=None) for own in self.answers(group)]
         given = Counter(answer.value for answer in answers)

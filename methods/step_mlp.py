@@ -75,6 +75,9 @@ class StepMLP(StateSignal):
     def value(self, states: np.ndarray, token_ids: np.ndarray) -> float:
         return float(probabilities(self.weights_, states[0, self.ends_(token_ids)]).mean())
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return None if self.centred else scores
+
     def fit(
         self, train: Sequence[LabelledPrefix], valid: Sequence[LabelledPrefix], context: Context
     ) -> Self:

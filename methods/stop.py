@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Self
 
+import numpy as np
+
 from prunebench.method import Context
 
 from ._published import is_published, read_published
@@ -49,9 +51,15 @@ class Stop(CacheReader):
         what does not fit is encoded anew in each step.
     centred : learn the difference to the problem's mean label (its logit is added in the loss),
         which is all that ranking paths of one problem needs, instead of the probability itself.
+    adapter : train the adapter; without it the frozen model reads the learned tokens (an ablation).
     """
 
     paper = "arXiv 2604.16029, section 3, https://arxiv.org/abs/2604.16029"
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        if self.checkpoint is not None and is_published(FilePath(self.checkpoint)):
+            return 1 / (1 + np.exp(-scores))
+        return super().probabilities(scores)
 
     def load(self, folder: FilePath, context: Context) -> Self:
         if is_published(folder):

@@ -57,6 +57,9 @@ class ThinkPRM(_judge.Judge):
     template: str = ""
     api: Api = Api.chat
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        return scores
+
     def __post_init__(self) -> None:
         self.require_least(n_chains=1, temperature=0, max_tokens=1)
         several = self.n_chains == 1 or self.temperature > 0

@@ -250,11 +250,13 @@ class Backend(ABC):
     Class attributes
     ----------------
     parallel_fill : on a CPU several processes may fill a trace bank, each with an engine.
+    remote : every path costs requests to a server, whose replies are kept.
     """
 
     spec: ModelSpec
     seed: int
     parallel_fill: ClassVar[bool] = True
+    remote: ClassVar[bool] = False
 
     def bind(self, spec: ModelSpec, seed: int) -> None:
         """Say which model to run and the seed of its sampling noise. Loads nothing."""

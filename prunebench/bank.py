@@ -104,8 +104,13 @@ class Bank:
     @classmethod
     def open(cls, root: Path, key: dict[str, Any], label: str) -> Self:
         """The bank of this key under `root`, made when there is none. `label` is for people."""
+        return cls(cls.folder_of(root, key, label), key)
+
+    @staticmethod
+    def folder_of(root: Path, key: dict[str, Any], label: str) -> Path:
+        """Where `open` looks for this bank, or would make it."""
         name = re.sub(r"[^\w.-]+", "_", label)
-        return cls(root / f"{name}-{content_hash(key)}", key)
+        return root / f"{name}-{content_hash(key)}"
 
     @classmethod
     def at(cls, folder: Path, key: dict[str, Any]) -> Self:
@@ -157,6 +162,10 @@ class Bank:
             known = self._verified.get(problem.id)
         stored = known[1] if known else frozenset()
         return [index for index in range(n_paths) if index not in stored]
+
+    def size(self, problem: Problem) -> int:
+        """Bytes on disk of a stored problem's paths."""
+        return self._path(problem).stat().st_size
 
     def append(self, problem: Problem, prompt_ids: np.ndarray, traces: Sequence[Trace]) -> int:
         """Add paths; those already stored stay as they are. Returns how many were added.

@@ -41,6 +41,13 @@ COLUMNS = {
     "answer": "the answer read from the text, null when it holds none",
     "correct": "the answer equals the gold answer",
 }
+OF_IMPORTED = {
+    "length": "number of tokens of the path",
+    "pieces": "characters of the text that each token wrote; int32",
+    "early_answers": "answers given when asked every early_every tokens; a list as JSON",
+    "early_every": "tokens between two early answers",
+}
+"""Further columns of paths that were made elsewhere, where token_ids and text may be null."""
 
 
 class StatsDtype(StrEnum):
@@ -71,11 +78,10 @@ def encode(
     traces = sorted(traces, key=lambda trace: trace.index)
     for trace in traces:
         _check(problem, trace)
-    token_ids = [np.asarray(trace.token_ids) for trace in traces]
     table = pa.table(
         {
             "index": pa.array([trace.index for trace in traces], pa.int32()),
-            "token_ids": _list_array(token_ids, np.dtype(np.int32)),
+            "token_ids": _list_array([trace.token_ids for trace in traces], np.dtype(np.int32)),
             **{
                 name: _list_array(
                     [getattr(trace.stats, name) for trace in traces],
@@ -87,6 +93,7 @@ def encode(
             "stopped": pa.array([bool(trace.stopped) for trace in traces], pa.bool_()),
             "answer": pa.array([trace.answer for trace in traces], pa.string()),
             "correct": pa.array([bool(trace.correct) for trace in traces], pa.bool_()),
+            **_of_imported(traces),
         }
     )
     meta = {
@@ -152,7 +159,7 @@ def encode_manifest(key: dict[str, Any]) -> bytes:
         "prunebench": __version__,
         "hash": content_hash(key),
         "key": key,
-        "columns": COLUMNS,
+        "columns": COLUMNS | (OF_IMPORTED if "imported" in key else {}),
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n"
 
@@ -214,6 +221,18 @@ def _check(problem: Problem, trace: Trace) -> None:
             )
 
 
+def _of_imported(traces: Sequence[Trace]) -> dict[str, pa.Array]:
+    if all(trace.length is None for trace in traces):
+        return {}
+    early = [None if t.early_answers is None else json.dumps(t.early_answers) for t in traces]
+    return {
+        "length": pa.array([trace.length for trace in traces], pa.int32()),
+        "pieces": _list_array([trace.pieces for trace in traces], np.dtype(np.int32)),
+        "early_answers": pa.array(early, pa.string()),
+        "early_every": pa.array([trace.early_every for trace in traces], pa.int32()),
+    }
+
+
 def _list_array(rows: Sequence[np.ndarray | None], dtype: np.dtype) -> pa.ListArray:
     lengths = [0 if row is None else len(row) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -233,23 +252,36 @@ def _list_parts(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _traces(table: pa.Table, vocab_size: int) -> list[Trace]:
-    tokens, offsets, _ = _list_parts(table.column("token_ids"))
-    stats: dict[str, list[np.ndarray | None]] = {}
+    names = ["token_ids", *TOKEN_STATS, *({"pieces"} & set(table.column_names))]
+    lists = {name: _rows(table.column(name)) for name in names}
     for name in TOKEN_STATS:
-        values, bounds, valid = _list_parts(table.column(name))
-        values = values.astype(np.float32, copy=False)
-        values.setflags(write=False)
-        stats[name] = [
-            values[bounds[i] : bounds[i + 1]] if valid[i] else None for i in range(len(valid))
-        ]
-    scalars = table.select(["index", "text", "stopped", "answer", "correct"]).to_pylist()
+        lists[name] = [_float32(row) for row in lists[name]]
+    scalars = table.drop_columns(names).to_pylist()
+    for row in scalars:
+        if row.get("early_answers") is not None:
+            row["early_answers"] = tuple(json.loads(row["early_answers"]))
     return [
         Trace(
-            token_ids=tokens[offsets[i] : offsets[i + 1]],
+            token_ids=lists["token_ids"][i],
             stats=TokenStats(
-                **{name: stats[name][i] for name in TOKEN_STATS}, vocab_size=vocab_size
+                **{name: lists[name][i] for name in TOKEN_STATS}, vocab_size=vocab_size
             ),
+            pieces=lists["pieces"][i] if "pieces" in lists else None,
             **row,
         )
         for i, row in enumerate(scalars)
     ]
+
+
+def _float32(row: np.ndarray | None) -> np.ndarray | None:
+    if row is None or row.dtype == np.float32:
+        return row
+    wide = row.astype(np.float32)
+    wide.setflags(write=False)
+    return wide
+
+
+def _rows(column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    """The rows of a list column, read-only."""
+    values, bounds, valid = _list_parts(column)
+    return [values[bounds[i] : bounds[i + 1]] if valid[i] else None for i in range(len(valid))]

@@ -47,6 +47,7 @@ class Recipe:
     eval_every: int
     cache_gb: float
     centred: bool
+    adapter: bool
 
     def lora(self) -> LoraConfig:
         """The adapter: all linear layers."""
@@ -124,6 +125,10 @@ def _train(
     model = train.model
     reader = Reader(model, recipe.n_tokens, generator)
     adapter = [p for p in adapted.parameters() if p.requires_grad]
+    if not recipe.adapter:  # it stays as it begins: it adds nothing
+        for parameter in adapter:
+            parameter.requires_grad_(False)
+        adapter = []
     groups = [
         {"params": adapter, "weight_decay": recipe.weight_decay},
         {"params": reader.parameters(), "weight_decay": 0.0},

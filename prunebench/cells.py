@@ -6,13 +6,14 @@ pools nor files: the same function serves a run that has just ended and records 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from prunebench import metrics, stats
 from prunebench.evaluate import ProblemResult, Status
+from prunebench.modes import Protocol
 from prunebench.types import SignalType
 from prunebench.vote import Aggregator
 
@@ -30,9 +31,11 @@ class Cell:
     run_id : the run that computed it; its folder holds the configuration.
     bank : key of the trace bank, so that rows of different pools are never mixed.
     type : place in the taxonomy.
-    n_paths, keep, prefix_length : N, k and L (tokens).
+    n_paths, keep, prefix_length : N, k and L (tokens); keep is 0 where the rule decides it.
     setting : the rest of what rows must share to be compared: how many problems and which pool,
         what happens to finished paths.
+    rule : how paths are kept, in words; "" is the best k at one checkpoint.
+    weights : the method whose scores weigh the votes; "" is the one that selects.
     seed : of the run: the subsets and the methods' noise.
     """
 
@@ -48,20 +51,42 @@ class Cell:
     prefix_length: int
     setting: str = ""
     aggregator: Aggregator = Aggregator.majority
+    rule: str = ""
+    weights: str = ""
     seed: int = 0
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether paths were scored: not without pruning, nor by rules that stop sampling."""
+        return self.method not in {NONE, *(protocol.value for protocol in Protocol)}
 
     def reference(self, name: str) -> Cell:
         """The row `none`, `random` or `oracle` that belongs beside this cell."""
-        keep = self.n_paths if name == NONE else self.keep
-        return replace(self, method=name, type=SignalType.CONTROL, keep=keep)
+        if name == NONE:
+            keep, rule = self.n_paths, ""
+        elif self.keep or self.method in (RANDOM, ORACLE):
+            keep, rule = self.keep, self.rule
+        else:  # the method decides how many it keeps, and its controls keep as many
+            keep, rule = 0, f"{self.rule}, as many as {self.method}"
+        return replace(self, method=name, type=SignalType.CONTROL, keep=keep, rule=rule, weights="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """One line of `summary.csv`; the fields are its columns.
 
-    Accuracies in 0..1; tokens and seconds are means per problem; intervals cover 95%. A number
-    that does not exist is NaN, and `reason` says why.
+    Accuracies in 0..1, `_pct` in percent; tokens and seconds are means per problem; `_lo` and `_hi`
+    bound the 95% interval of the column before them. A number that does not exist is NaN, and
+    `reason` says why.
+
+    Attributes
+    ----------
+    retention : share of the paths that was kept.
+    killed_pct : share of the right paths that was dropped.
+    lost_votes, won_votes : mean over problems of how much of a vote that is right without pruning
+        is lost, and the other way round; cons is that without pruning − lost + won.
+    launch_seconds, check_seconds, resume_seconds, wall_seconds : online only, and their sum.
+    check_bytes : GPU memory that the check took beyond the paths' own.
     """
 
     model: str
@@ -69,27 +94,79 @@ class CellResult:
     method: str
     type: str
     mode: str
+    setting: str
+    rule: str
+    aggregator: str
+    weights: str
+    seed: int
     n_paths: int
     keep: int
     prefix_length: int
+    n_problems: int
     avg: float
     avg_lo: float
     avg_hi: float
     cons: float
     cons_lo: float
     cons_hi: float
+    n_kept: float
+    n_kept_lo: float
+    n_kept_hi: float
+    retention: float
+    retention_lo: float
+    retention_hi: float
     generator_tokens: float
+    generator_tokens_lo: float
+    generator_tokens_hi: float
     verifier_tokens: float
+    verifier_tokens_lo: float
+    verifier_tokens_hi: float
     total_tokens: float
+    total_tokens_lo: float
+    total_tokens_hi: float
     probe_tokens: float
+    probe_tokens_lo: float
+    probe_tokens_hi: float
     calls: float
+    calls_lo: float
+    calls_hi: float
     money: float
+    money_lo: float
+    money_hi: float
     token_reduction_pct: float
+    token_reduction_pct_lo: float
+    token_reduction_pct_hi: float
     auroc_within: float
     auroc_lo: float
     auroc_hi: float
     headroom: float
+    headroom_lo: float
+    headroom_hi: float
+    killed_pct: float
+    killed_pct_lo: float
+    killed_pct_hi: float
+    lost_votes: float
+    lost_votes_lo: float
+    lost_votes_hi: float
+    won_votes: float
+    won_votes_lo: float
+    won_votes_hi: float
     score_seconds: float
+    score_seconds_lo: float
+    score_seconds_hi: float
+    launch_seconds: float
+    launch_seconds_lo: float
+    launch_seconds_hi: float
+    check_seconds: float
+    check_seconds_lo: float
+    check_seconds_hi: float
+    resume_seconds: float
+    resume_seconds_lo: float
+    resume_seconds_hi: float
+    wall_seconds: float
+    wall_seconds_lo: float
+    wall_seconds_hi: float
+    check_bytes: float
     status: str
     reason: str
 
@@ -102,7 +179,9 @@ def by_problem(
 ) -> np.ndarray:
     """`(len(problem_ids), R)` values per subset of the measure `name`, NaN where a problem is
     missing or has fewer subsets than others."""
-    found = {r.problem_id: getattr(r, name) for r in results if r.status is Status.OK}
+    found = {
+        r.problem_id: np.atleast_1d(getattr(r, name)) for r in results if r.status is Status.OK
+    }
     width = max((len(v) for v in found.values()), default=1)
     values = np.full((len(problem_ids), width), np.nan)
     for row, problem_id in zip(values, problem_ids, strict=True):
@@ -111,10 +190,14 @@ def by_problem(
     return values
 
 
+_PHASES = ("launch", "check", "resume")
+
+
 def summarise(
     cell: Cell,
     results: Sequence[ProblemResult],
     *,
+    none: Sequence[ProblemResult] = (),
     random: Sequence[ProblemResult] = (),
     oracle: Sequence[ProblemResult] = (),
     seed: int = 0,
@@ -123,7 +206,8 @@ def summarise(
 
     Parameters
     ----------
-    random, oracle : the reference rows of the same setting, for the headroom.
+    none, random, oracle : the reference rows of the same setting, for votes that turned and for
+        the headroom.
     seed : of the bootstrap.
     """
     good = [r for r in results if r.status is Status.OK]
@@ -131,29 +215,60 @@ def summarise(
     if not good:
         return failed_cell(cell, Status.FAILED, _shorten(reasons) or "no problem was evaluated")
     ids = [r.problem_id for r in good]
-    avg, cons, auroc = (
-        stats.estimate(by_problem(good, name, ids), seed=seed) for name in ("avg", "cons", "auroc")
-    )
-    generator, verifier, full = (
-        float(np.mean([metrics.mean_defined(getattr(r, name)) for r in good]))
-        for name in ("generator_tokens", "verifier_tokens", "full_tokens")
-    )
-    probes, calls, money = (
-        float(np.mean([getattr(r, name) for r in good]))
-        for name in ("probe_tokens", "calls", "money")
-    )
-    headroom, why = _headroom(good, random, oracle)
+
+    def of(name: str, among: Sequence[ProblemResult] = good) -> np.ndarray:
+        return by_problem(among, name, ids)
+
+    def ratio(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> stats.Estimate:
+        """An interval over problems only: for what hardly varies over subsets."""
+        means = (stats.problem_means(values) for values in arrays)
+        return stats.estimate_of(function, *means, seed=seed)
+
+    generator, verifier, full = of("generator_tokens"), of("verifier_tokens"), of("full_tokens")
+    seconds = [of(f"{phase}_seconds") for phase in _PHASES]
+    lost, won = _turned(of("cons"), of("cons", none))
+    estimates = {name: stats.estimate(of(name), seed=seed) for name in ("avg", "cons", "auroc")}
+    estimates |= {
+        "n_kept": ratio(lambda n: n, of("n_kept")),
+        "generator_tokens": ratio(lambda g: g, generator),
+        "verifier_tokens": ratio(lambda v: v, verifier),
+        "total_tokens": ratio(lambda g, v: g + v, generator, verifier),
+        "token_reduction_pct": ratio(
+            lambda g, v, f: metrics.percent_saved(g + v, f), generator, verifier, full
+        ),
+        "killed_pct": ratio(metrics.percent_killed, of("killed_correct"), of("n_correct")),
+        "lost_votes": ratio(lambda x: x, lost),
+        "won_votes": ratio(lambda x: x, won),
+        "score_seconds": ratio(lambda x: x, of("score_seconds")),
+        "retention": ratio(lambda n: n / cell.n_paths, of("n_kept")),
+        **{
+            f"{phase}_seconds": ratio(lambda x: x, s)
+            for phase, s in zip(_PHASES, seconds, strict=True)
+        },
+        "wall_seconds": ratio(lambda a, b, c: a + b + c, *seconds),
+    }
+    why = "no signal"
+    if cell.method != NONE:
+        estimates["headroom"], why = _headroom(
+            of("avg"), of("avg", random), of("avg", oracle), seed
+        )
+    for name in ("probe_tokens", "calls", "money"):
+        values = of(name)
+        if np.isnan(values).any():  # not known of one problem: not known
+            values = np.full_like(values, np.nan)
+        estimates[name] = ratio(lambda x: x, values)
+    auroc = estimates["auroc"]
     notes = [f"{len(reasons)} of {len(results)} problems failed ({_shorten(reasons)})"] * bool(
         reasons
     )
     if n_nan := sum(r.n_nan for r in good):
         why_nan = _shorten(sorted({r.reason for r in good if r.n_nan and r.reason}))
         notes.append(f"{n_nan} paths could not be scored ({why_nan or 'NaN'})")
-    if verifier != verifier:
+    if np.isnan(verifier).all():
         notes.append("verifier tokens and money are not known: the server reports no usage")
-    elif money != money:
+    elif np.isnan(of("money")).any():
         notes.append("money is not known: the endpoint has no price")
-    if cell.method == NONE:
+    if not cell.has_signal:
         notes.append("no signal, so no AUROC and no headroom")
     else:
         no_auroc = metrics.within_problem_auroc(np.array([auroc.mean]))[1]
@@ -162,29 +277,27 @@ def summarise(
         notes.append("no intervals: one problem only")
     elif auroc.mean == auroc.mean and auroc.lo != auroc.lo:
         notes.append("no interval of the AUROC: one problem only has right and wrong paths")
+    numbers: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        column = "auroc_within" if name == "auroc" else name
+        numbers |= {column: estimate.mean, f"{name}_lo": estimate.lo, f"{name}_hi": estimate.hi}
     return _line(
         cell,
-        avg=avg.mean,
-        avg_lo=avg.lo,
-        avg_hi=avg.hi,
-        cons=cons.mean,
-        cons_lo=cons.lo,
-        cons_hi=cons.hi,
-        generator_tokens=generator,
-        verifier_tokens=verifier,
-        total_tokens=generator + verifier,
-        probe_tokens=probes,
-        calls=calls,
-        money=money,
-        token_reduction_pct=metrics.percent_saved(generator + verifier, full),
-        auroc_within=auroc.mean,
-        auroc_lo=auroc.lo,
-        auroc_hi=auroc.hi,
-        headroom=float("nan") if cell.method == NONE else headroom,
-        score_seconds=metrics.mean_defined(np.array([r.score_seconds for r in good])),
+        n_problems=len(good),
+        check_bytes=metrics.mean_defined(of("check_bytes")),
         status=Status.PARTIAL if reasons else Status.OK,
         reason="; ".join(notes),
+        **numbers,
     )
+
+
+def _turned(cons: np.ndarray, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(P, R)` how much of a right vote pruning loses and wins, subset by subset: the first R
+    subsets of a problem are the same for every row of a block."""
+    width = min(cons.shape[1], without.shape[1])
+    change = cons[:, :width] - without[:, :width]
+    nan = np.where(np.isnan(change), np.nan, 0.0)
+    return np.maximum(-change, nan), np.maximum(change, nan)
 
 
 def failed_cell(cell: Cell, status: Status, reason: str) -> CellResult:
@@ -192,7 +305,9 @@ def failed_cell(cell: Cell, status: Status, reason: str) -> CellResult:
     return _line(cell, status=status, reason=reason)
 
 
-def _line(cell: Cell, *, status: Status, reason: str, **numbers: float) -> CellResult:
+def _line(
+    cell: Cell, *, status: Status, reason: str, n_problems: int = 0, **numbers: float
+) -> CellResult:
     missing = {f.name: float("nan") for f in fields(CellResult) if f.type == "float"}
     return CellResult(
         model=cell.model,
@@ -200,6 +315,12 @@ def _line(cell: Cell, *, status: Status, reason: str, **numbers: float) -> CellR
         method=cell.method,
         type=str(cell.type),
         mode=cell.mode,
+        setting=cell.setting,
+        rule=cell.rule,
+        aggregator=str(cell.aggregator),
+        weights=cell.weights,
+        seed=cell.seed,
+        n_problems=n_problems,
         n_paths=cell.n_paths,
         keep=cell.keep,
         prefix_length=cell.prefix_length,
@@ -216,18 +337,15 @@ def _shorten(reasons: Sequence[str]) -> str:
 
 
 def _headroom(
-    results: Sequence[ProblemResult],
-    random: Sequence[ProblemResult],
-    oracle: Sequence[ProblemResult],
-) -> tuple[float, str]:
+    method: np.ndarray, random: np.ndarray, oracle: np.ndarray, seed: int
+) -> tuple[stats.Estimate, str]:
     """Headroom of avg over the problems that all three have, and why it is missing."""
-    tables = [
-        {r.problem_id: float(r.avg.mean()) for r in rows if r.status is Status.OK}
-        for rows in (results, random, oracle)
-    ]
-    shared = sorted(set.intersection(*map(set, tables)))
-    if not shared:
-        return float("nan"), "no random and oracle rows for the same problems"
-    method, chance, best = (float(np.mean([t[p] for p in shared])) for t in tables)
-    value = metrics.headroom_recovered(method, chance, best)
-    return value, "" if value == value else "the oracle is no better than random"
+    means = (stats.problem_means(rows) for rows in (method, random, oracle))
+    found = stats.estimate_of(metrics.headroom_recovered, *means, seed=seed)
+    if found.mean == found.mean:
+        return found, ""
+    defined = [~np.isnan(rows).all(axis=1) for rows in (method, random, oracle)]
+    shared = np.all(defined, axis=0)
+    if not shared.any():
+        return found, "no random and oracle rows for the same problems"
+    return found, "the oracle is no better than random"

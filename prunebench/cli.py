@@ -6,6 +6,7 @@ with `debug=true`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from prunebench import __version__
 from prunebench.errors import ConfigError, ConformanceError, PrunebenchError, UnknownName
+from prunebench.vote import Aggregator
 
 HELP = """prunebench: compare path-pruning signals for parallel reasoning
 
@@ -24,7 +26,14 @@ Usage
   python -m prunebench train [OVERRIDE ...]      train a learnable method for a model
   python -m prunebench export [OVERRIDE ...] output=FOLDER    a trained reader, for a vLLM server
   python -m prunebench doctor [OVERRIDE ...]     versions, engines, and a self-test of their scores
-  python -m prunebench list KIND [--json]        methods, models, datasets, backends, endpoints
+  python -m prunebench report FOLDER [...] [output=FOLDER]    tables, figures and report.html, from
+                                                 the records of runs and sweeps alone
+  python -m prunebench retention budget=TOKENS prefix_length=L task_length=TOKENS [--json]
+                                                 how many paths to keep, by the retention law
+  python -m prunebench fit-retention FOLDER [output=FILE]     the law, fitted to your own sweep
+  python -m prunebench import FILE name=NAME     a bank from paths made elsewhere; run: bank=NAME
+  python -m prunebench list KIND [--json]        methods, models, datasets, backends, endpoints,
+                                                 compatibility (which method runs on which engine)
   python -m prunebench check FILE                check a method file against the contract
   python -m prunebench --help | --version
 
@@ -40,15 +49,21 @@ Option groups (GROUP=NAME)
 Options
   mode=replay|online       replay stored paths, or Launch-Check-Resume on the live engine
   n_paths=64 keep=8        N paths are launched, k are finished
+  retention=0.125|auto     keep this share; auto asks the retention law
+  schedule=[[L,k],[L,k]]   several checkpoints; select=threshold|mass keeps as many as score well
+  weights=METHOD           the votes weigh by another method's scores than the one that selects
+  protocol=adaptive_consistency|esc|deepconf_online    rules that stop sampling, as rows to compare
   prefix_length=L          the checkpoint, in generated tokens (default: the model's)
   pool_size=N              paths generated per problem; above n_paths, random subsets are averaged
   finished=compete|keep_free   what happens to paths that end before the checkpoint
-  aggregator=majority|score_weighted|best_of_n|score_sum
+  aggregator={aggregators}
   seed=0 workers=0         sampling seed; processes that generate (0: one per core on a CPU)
   bank.dir= bank.path=     where traces are kept
+  bank=NAME                an imported bank, in place of model, dataset and backend
   method.*, model.*, dataset.*, backend.*, endpoint.*, train.*
                            fields of the chosen option; to see them:
                            python -m prunebench --cfg job [OVERRIDE ...]
+  dry_run=true             only say what would be generated and scored, and what cannot run
   debug=true               show tracebacks
 Hydra's own flags (--cfg, --info, --config-dir, --multirun, ...) work as usual: --hydra-help."""
 
@@ -77,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
-        print(HELP.format(groups=_groups()))
+        print(HELP.format(groups=_groups(), aggregators="|".join(Aggregator)))
         return 0
     if "--version" in arguments:
         print(f"prunebench {__version__}")
@@ -102,8 +117,9 @@ def _list(arguments: list[str]) -> int:
     kinds = {
         "methods": _list_methods,
         "models": lambda: _describe_options("model", "id"),
-        "datasets": lambda: _describe_options("dataset", "limit", "answer"),
+        "datasets": lambda: _describe_options("dataset", "limit", "grading"),
         "backends": _list_backends,
+        "compatibility": _list_compatibility,
         "endpoints": lambda: _describe_options("endpoint", "base_url", "model", "key_env"),
     }
     as_json = "--json" in arguments
@@ -157,6 +173,22 @@ def _list_backends() -> list[dict[str, Any]]:
         {"name": name, "provides": sorted(c.value for c in cls().provides)}
         for name, cls in registry.backends().items()
     ]
+
+
+def _list_compatibility() -> list[dict[str, Any]]:
+    """Which method runs on which engine with its defaults, and what it needs beside one."""
+    from prunebench import compat, registry
+
+    engines = {name: cls().provides for name, cls in registry.engines().items()}
+    rows = []
+    for name, cls in registry.methods().items():
+        beside = [c.value for c in compat.missing(cls.requires, compat.OF_ENGINES)]
+        row: dict[str, Any] = {"method": name}
+        for engine, provides in engines.items():
+            lacking = compat.missing(cls.requires & compat.OF_ENGINES, provides)
+            row[engine] = compat.verdict([c.value for c in lacking])
+        rows.append({**row, "also needs": beside})
+    return rows
 
 
 def _describe_options(group: str, *names: str) -> list[dict[str, Any]]:
@@ -271,9 +303,68 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    from prunebench.report import build
+
+    given = {a.partition("=")[0]: a.partition("=")[2] for a in arguments if "=" in a}
+    folders = [Path(a) for a in arguments if "=" not in a]
+    if unknown := sorted(given.keys() - {"output", "max_mb"}):
+        raise UnknownName("option of 'prunebench report'", unknown[0], ["output", "max_mb"])
+    if not folders or (len(folders) > 1 and "output" not in given):
+        raise ConfigError(
+            "'prunebench report' takes folders of runs and sweeps, and with several of them a "
+            f"folder to write: prunebench report RUN SWEEP output=paper. Got "
+            f"{' '.join(arguments) or 'nothing'} instead."
+        )
+    output = Path(given.get("output", folders[0]))
+    found = build.build(
+        build.records_below(folders), output, max_mb=float(given.get("max_mb", build.MAX_MB))
+    )
+    for file in found.written:
+        print(file)
+    for figure, reason in found.skipped.items():
+        print(f"not drawn: {figure}: {reason}")
+    return 0
+
+
+def _import(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from prunebench import importing
+
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    files = [a for a in arguments if "=" not in a]
+    known = [f.name for f in dataclasses.fields(importing.ImportOptions)]
+    for option in given:
+        if option not in known:
+            raise UnknownName("option", option, known)
+    if len(files) != 1 or "name" not in given:
+        raise ConfigError(
+            "'prunebench import' takes one file and a name: prunebench import paths.jsonl "
+            "name=my_paths"
+        )
+    options = importing.ImportOptions(**given)
+    facts = importing.import_file(Path(files[0]), options, Console())
+    print("\n".join(importing.describe(facts)))
+    return 0
+
+
+def _retention(arguments: list[str]) -> int:
+    from prunebench import advice
+
+    return advice.retention(arguments)
+
+
+def _fit_retention(arguments: list[str]) -> int:
+    from prunebench import advice
+
+    return advice.fit_retention(arguments)
+
+
 def _run(arguments: list[str]) -> int:
     from prunebench import compose, job
 
+    arguments = compose.named_bank(arguments)
     overrides = [a for a in arguments if a[:1] in "~+" or ("=" in a and a[:1] != "-")]
     if not any(a in ("--hydra-help", "--info", "-i", "--cfg", "-c") for a in arguments):
         compose.validate(overrides, config_dir=compose.config_dir(arguments))
@@ -288,4 +379,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "export": _export,
     "doctor": _doctor,
+    "report": _report,
+    "import": _import,
+    "retention": _retention,
+    "fit-retention": _fit_retention,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prunebench.errors import Incompatible
 from prunebench.types import Capability
 
@@ -13,8 +15,23 @@ _REMEDY = {
     Capability.STEP_CHECK: "only dataset=arithmetic and arithmetic_hard know the truth of a step",
     Capability.ENDPOINT: "name the server that judges with endpoint=local or another one of "
     "'prunebench list endpoints'",
+    Capability.EARLY_ANSWERS: "only imported paths may hold them (docs/traces.md)",
     Capability.CONTINUE: "the engine must be able to resume a path",
 }
+
+
+OF_ENGINES = frozenset(Capability) - {
+    Capability.OUTCOME,
+    Capability.STEP_CHECK,
+    Capability.ENDPOINT,
+    Capability.EARLY_ANSWERS,
+}
+"""What an engine can give; the rest comes from mode, dataset, endpoint or imported paths."""
+
+
+def verdict(lacking: Sequence[str]) -> str:
+    """One place of the table of methods and engines."""
+    return f"needs {', '.join(lacking)}" if lacking else "yes"
 
 
 def missing(requires: frozenset[Capability], provides: frozenset[Capability]) -> list[Capability]:
@@ -45,7 +62,8 @@ def check(
         f"The method {method!r} (requires: {_names(requires)}) cannot run on backend {backend!r} "
         f"(provides: {_names(provides)}). Missing: {_names(lacking)}. "
         + "; ".join(remedies).capitalize()
-        + "."
+        + ".",
+        lacking=[c.value for c in lacking],
     )
 
 

@@ -26,6 +26,14 @@ from prunebench.endpoint import check_secrets
 from prunebench.errors import ConfigError, UnknownName
 
 MODULE = "prunebench.conf"
+LAUNCHER = "hydra/launcher"
+PLUG_INS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+}
+"""Launchers that are no part of Hydra, and the extra that brings each."""
 GROUPS = ("method", "model", "dataset", "backend", "endpoint")
 
 
@@ -72,6 +80,8 @@ def validate(overrides: Sequence[str], config_dir: str | None = None) -> None:
             if is_group and not foreign:  # options of other folders are left to Hydra
                 _check_options(override, values[id(override)], loader)
         for override in parsed:
+            if override.key_or_group == LAUNCHER:
+                _check_launcher(override.get_value_element_as_str(), loader)
             for value in values[id(override)]:
                 _check_secrets(override.key_or_group, value.strip("'\""))
         base = _compose([*extra, *(f for f, g in zip(firsts, groups, strict=True) if g)])
@@ -79,6 +89,22 @@ def validate(overrides: Sequence[str], config_dir: str | None = None) -> None:
             if not is_group:
                 _check_key(override, base)
         _compose([*extra, *firsts])
+
+
+def named_bank(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `bank=NAME`, an imported bank, is spelt out for Hydra."""
+    banks = [a for a in arguments if a.startswith("bank=")]
+    if not banks:
+        return list(arguments)
+    brings = ("model", "dataset", "backend")
+    taken = [a for a in arguments if a.partition("=")[0] in brings]
+    if len(banks) > 1 or taken:
+        raise ConfigError(
+            f"'bank=NAME' brings its own model, dataset and backend. Got "
+            f"{' '.join(banks + taken)}; give one bank= only (in a sweep: bank=first,second)."
+        )
+    chosen = [f"bank.name={banks[0].removeprefix('bank=')}", *(f"{b}=imported" for b in brings)]
+    return [a for a in arguments if a != banks[0]] + chosen
 
 
 def for_sweep(arguments: Sequence[str]) -> list[str]:
@@ -131,6 +157,18 @@ def _check_options(override: Override, values: list[str], loader: ConfigLoader) 
             if group == "method":
                 registry.method_class(value)  # says so when the file exists but is broken
             raise UnknownName(group, value, known)
+
+
+def _check_launcher(name: str, loader: ConfigLoader) -> None:
+    known = loader.get_group_options(LAUNCHER)
+    if name in known:
+        return
+    if name in PLUG_INS:
+        raise ConfigError(
+            f"'{LAUNCHER}={name}' needs a plug-in of Hydra that is not installed here. Install it "
+            f"with 'pip install prunebench[{PLUG_INS[name]}]'; see docs/sweeps.md."
+        )
+    raise UnknownName("launcher", name, {*known, *PLUG_INS})
 
 
 def _check_secrets(key: str, value: str) -> None:

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import II, MISSING, OmegaConf
 
-from prunebench import datasets, registry
+from prunebench import datasets, grading, imported, registry
 from prunebench.backend import ModelSpec
 from prunebench.bankfile import StatsDtype
 from prunebench.endpoint import EndpointConfig
 from prunebench.errors import ConfigError
-from prunebench.modes import Mode
-from prunebench.select import Finished
-from prunebench.vote import Aggregator
+from prunebench.modes import Mode, Protocol
+from prunebench.pruning import Pruning
+from prunebench.select import Finished, Select, check_keep
+from prunebench.vote import Aggregator, VoteOptions
 
 
 @dataclass(kw_only=True)
@@ -33,12 +37,14 @@ class BankOptions:
     ----------
     dir : parent folder of all banks; the right one is found by content.
     path : exactly this bank; an error says which keys differ when it does not match.
+    name : an imported bank (`prunebench import`); on the command line `bank=NAME`.
     stats_dtype : float32, or float16 for half the size on disk.
     group : problems decoded together; 0 chooses by n_paths.
     """
 
     dir: str = "results/bank"
     path: str | None = None
+    name: str | None = None
     stats_dtype: StatsDtype = StatsDtype.float32
     group: int = 0
 
@@ -58,6 +64,43 @@ class EvaluationOptions:
 
 
 @dataclass(kw_only=True)
+class ReportOptions:
+    """What stands in the report of a run or sweep.
+
+    Attributes
+    ----------
+    texts : keep the texts of the paths beside the records, for the path explorer.
+    max_mb : size of `report.html` up to which it holds them.
+    """
+
+    texts: bool = True
+    max_mb: float = 64.0
+
+
+@dataclass(kw_only=True)
+class StoppingOptions:
+    """Parameters of the rules that decide which paths are sampled (`protocol=`).
+
+    Attributes
+    ----------
+    threshold : adaptive_consistency stops when the leader is safe with this probability.
+    window : paths drawn together by esc.
+    n_warmup : complete paths from which deepconf_online takes its bar.
+    top : percentage of the warm-up above the bar (10 is the paper's "low", 90 its "high").
+    consensus : share of the votes' weight at which deepconf_online stops.
+    group : tokens in a group of deepconf_online; by default the model's prefix length, which for
+        real models is the paper's 2048.
+    """
+
+    threshold: float = 0.95
+    window: int = 8
+    n_warmup: int = 16
+    top: float = 10.0
+    consensus: float = 0.95
+    group: int = II("model.prefix_length")
+
+
+@dataclass(kw_only=True)
 class TrainOptions:
     """Options of `prunebench train`: Monte-Carlo labels and where trained weights go.
 
@@ -74,6 +117,8 @@ class TrainOptions:
         branch at the prefix lengths, so that longer prefixes have fewer.
     rows : paths of labels in memory at the same time; those of one problem always are.
     valid_share : share of the problems held out to choose the checkpoint.
+    first : a run trains its method with these very options before it scores, unless that was done
+        before (for ablations); its weights lie in a folder of their own under `output`.
     """
 
     output: str = "results/trained"
@@ -85,6 +130,7 @@ class TrainOptions:
     n_continuations: int = 4
     rows: int = 512
     valid_share: float = 0.08
+    first: bool = False
 
 
 @dataclass(kw_only=True)
@@ -105,6 +151,23 @@ class RunConfig:
         CPU, else one. On GPUs every engine takes GPUs of its own.
     problems_at_once : problems that are launched, checked and resumed together online. A few rows
         take the engine nearly as long as many, so more problems save more time, for more memory.
+    retention : share of the paths to keep, in place of `keep`; or `auto`, by the retention law
+        (`prunebench retention`) for the length of the task's unpruned paths.
+    coefficients : file of a fit (`prunebench fit-retention`) for `retention=auto`; null takes the
+        published law.
+    task_length : that length in tokens, for `retention=auto`; null takes the mean of the bank.
+    schedule : several checkpoints, `[[prefix_length, keep], ...]`, in place of `prefix_length` and
+        `keep`. Numbers with a point are shares of the model's prefix length and of n_paths.
+    prefix_scale : multiplies the model's prefix length where no prefix_length is given.
+    select : `top_k` keeps the best; `threshold` all that score at least `threshold`; `mass` as few
+        as hold that share of the softmax of the scores.
+    weights : the method whose scores weigh the votes, with its defaults; null is the one that
+        selects. `weights_at_end` reads them off the complete paths instead of at the checkpoint.
+    vote : parameters of the aggregators.
+    protocol : `prune`, or a rule that decides which paths are sampled at all (replay only).
+    stopping : parameters of these rules.
+    dry_run : only say what would be generated, scored and evaluated, and what cannot run.
+    allow_leakage : evaluate a learned method also on problems that it was trained on.
     debug : show tracebacks.
     """
 
@@ -123,23 +186,129 @@ class RunConfig:
     seed: int = 0
     workers: int = 0
     problems_at_once: int = 1
+    retention: Any = None
+    coefficients: str | None = None
+    task_length: float | None = None
+    schedule: list[Any] = field(default_factory=list)
+    prefix_scale: float = 1.0
+    select: Select = Select.top_k
+    threshold: float | None = None
+    mass: float = 0.9
+    weights: str | None = None
+    weights_at_end: bool = False
+    protocol: Protocol = Protocol.prune
+    allow_leakage: bool = False
+    dry_run: bool = False
     debug: bool = False
+    vote: VoteOptions = field(default_factory=VoteOptions)
+    stopping: StoppingOptions = field(default_factory=StoppingOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
     bank: BankOptions = field(default_factory=BankOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+
+    def __post_init__(self) -> None:
+        if self.imported:
+            imported.connect(self)
 
     @property
     def pool(self) -> int:
         """Paths per problem in the pool."""
         return self.n_paths if self.pool_size is None else self.pool_size
 
+    @property
+    def imported(self) -> bool:
+        """Whether the paths were made elsewhere, so that no engine is there to make more."""
+        return self.bank.name is not None
+
+    @property
+    def longest(self) -> int:
+        """A number of tokens that no path exceeds."""
+        return self.model.sampling.max_new_tokens
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """`(prefix_length, keep)` of each checkpoint."""
+        if not self.schedule:
+            return [(self.prefix_length, self.keep)]
+        try:
+            stages = [(length, keep) for length, keep in self.schedule]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The 'schedule' parameter must be a list of [prefix_length, keep]. Got "
+                f"{self.schedule} instead."
+            ) from error
+        return [
+            (_absolute(length, self.model.prefix_length), _absolute(keep, self.n_paths))
+            for length, keep in stages
+        ]
+
+    @property
+    def pruning(self) -> Pruning:
+        """Checkpoints, budgets and rule."""
+        return Pruning(
+            tuple(self.stages),
+            policy=self.finished,
+            rule=self.select,
+            threshold=float("nan") if self.threshold is None else self.threshold,
+            mass=self.mass,
+        )
+
+    def settle(self, lengths: Sequence[np.ndarray] = ()) -> None:
+        """Turn `retention` and `schedule` into `keep` and `prefix_length`.
+
+        Parameters
+        ----------
+        lengths : tokens of the complete paths of every problem, which `retention=auto` needs when
+            there is no `task_length`.
+        """
+        if self.schedule:
+            self.prefix_length, self.keep = self.stages[-1]
+        elif self.retention == "auto":
+            known = self.task_length or (float(np.concatenate(lengths).mean()) if lengths else 0)
+            if known:
+                from prunebench import guideline
+
+                law = guideline.PUBLISHED
+                if self.coefficients is not None:
+                    law = guideline.load(Path(self.coefficients))
+                self.keep = guideline.keep_for(self.n_paths, self.prefix_length, known, law)
+            elif self.mode is Mode.online:
+                raise ConfigError(
+                    "retention=auto online needs 'task_length', the mean number of tokens of an "
+                    "unpruned path on this task. Give for example task_length=8650."
+                )
+        elif self.retention is not None:
+            self.keep = max(1, round(float(self.retention) * self.n_paths))
+
     def validate(self) -> None:
         """Raise `ConfigError` for values that cannot work, before anything loads."""
         sampling, n = self.model.sampling, self.n_paths
         longest = sampling.max_new_tokens
+        retention = self.retention
+        if retention not in (None, "auto") and not (
+            isinstance(retention, int | float) and 0 < retention <= 1
+        ):
+            raise ConfigError(
+                f"The 'retention' parameter must be a share above 0 and at most 1, or 'auto'. Got "
+                f"{retention} instead."
+            )
+        if self.schedule and retention is not None:
+            raise ConfigError(
+                "A 'schedule' brings its own budgets. Got a 'retention' too; leave one out."
+            )
+        if self.protocol is not Protocol.prune and self.mode is Mode.online:
+            raise ConfigError(
+                f"protocol={self.protocol.value} is a rule about complete paths. Got mode=online; "
+                f"use mode=replay."
+            )
+        self.settle()
+        for _, keep in self.pruning.stages:
+            check_keep(keep, n)
+        if self.weights is not None:
+            registry.method_class(self.weights)
         rules: list[tuple[str, Any, bool, str]] = [
             ("n_paths", n, n >= 1, "at least 1"),
-            ("keep", self.keep, 1 <= self.keep <= n, f"an integer from 1 to n_paths ({n})"),
             ("pool_size", self.pool, self.pool >= n, f"at least n_paths ({n})"),
             ("prefix_length", self.prefix_length, self.prefix_length >= 1, "at least 1 token"),
             (
@@ -193,20 +362,31 @@ class RunConfig:
         """The model with prompt and answer style filled in from the dataset."""
         model: ModelSpec = self.model
         model.prompt = model.prompt or self.dataset.prompt
-        model.answer = model.answer or self.dataset.answer
+        own = grading.is_function(self.dataset.grading)  # asked for, so it counts in any case
+        model.answer = self.dataset.grading if own else model.answer or self.dataset.grading
         return model
+
+
+def _absolute(value: Any, unit: int) -> int:
+    """A number of tokens or paths; numbers with a point are shares of `unit`."""
+    return max(1, round(value * unit)) if isinstance(value, float) else int(value)
 
 
 DATASET_SCHEMAS: dict[str, type[datasets.Dataset]] = {
     "arithmetic": datasets.Arithmetic,
     "arithmetic_hard": datasets.ArithmeticHard,
     "file": datasets.File,
+    "local": datasets.Local,
     "hub": datasets.Hub,
+    "imported": imported.Imported,
 }
 
 
 def register() -> None:
     """Put every schema into Hydra's ConfigStore. Call before composing."""
+    OmegaConf.register_new_resolver(
+        "scaled", lambda length, scale: max(1, round(length * scale)), replace=True
+    )
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(group="schema", name="model", node=ModelSpec)
@@ -218,7 +398,7 @@ def register() -> None:
         store.store(group="backend", name=name, node=cls)
     for name, schema in DATASET_SCHEMAS.items():
         store.store(group="schema/dataset", name=name, node=schema)
-    for name in ("arithmetic", "arithmetic_hard", "file"):
+    for name in ("arithmetic", "arithmetic_hard", "file", "local", "imported"):
         store.store(group="dataset", name=name, node=DATASET_SCHEMAS[name])
 
 

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Fault", "check_method", "load_method_file"]
 
-_READABLE = INTERNAL | {Capability.PROBE, Capability.STEP_CHECK, Capability.OUTCOME}
+_READABLE = INTERNAL | {
+    Capability.PROBE,
+    Capability.STEP_CHECK,
+    Capability.EARLY_ANSWERS,
+    Capability.OUTCOME,
+}
 _SHORT_FIT = {"epochs": 1, "max_steps": 2, "batch_size": 4}  # used where a method has the field
 
 _SAMPLES: dict[str, Callable[[], list[Trace]]] = {

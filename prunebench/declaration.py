@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from prunebench import registry
 from prunebench.method import SignalGenerator, Trainable
 from prunebench.types import INTERNAL, Capability, SignalType
 
@@ -114,6 +115,7 @@ def _check_construction(cls: type[SignalGenerator], report: Report) -> None:
             "with @dataclass(kw_only=True).",
         )
         return
+    registry.methods()  # a method of methods finds them there: not what its constructor touches
     try:
         with _watch_files() as touched:
             cls()

@@ -5,6 +5,7 @@ Knows no method and no engine by name: a session advances, a method scores, the 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,10 +15,16 @@ import numpy as np
 
 from prunebench.backend import Backend, Internals, Session
 from prunebench.cost import Cost, Ledger
-from prunebench.errors import ContractViolation, PrunebenchError, Unavailable, UndeclaredCapability
+from prunebench.errors import (
+    ContractViolation,
+    MissingInput,
+    PrunebenchError,
+    Unavailable,
+    UndeclaredCapability,
+)
 from prunebench.granted import GrantedInternals
 from prunebench.method import SignalGenerator
-from prunebench.select import Finished, top_k
+from prunebench.pruning import Pruning
 from prunebench.types import STATES, Capability, PathGroup, Problem, Trace, view
 
 StepCheck = Callable[[str, str], bool]
@@ -68,7 +75,11 @@ class ProblemRun:
     launched : the paths at the checkpoint, as far as they had come.
     kept : `(n_paths,)` bool.
     finished : the kept paths, complete.
-    check : the scores and their cost.
+    checks : per checkpoint, the scores of all launched paths (NaN for those gone by then), and
+        what they cost.
+    tokens : `(n_paths,)` int, generated of each path: up to the checkpoint that dropped it, or to
+        its end.
+    check_bytes : memory that the checks took beyond what the paths hold, NaN where not measured.
     seconds : wall time by phase: launch, check, resume.
     overrun : tokens that pruned paths generated beyond the checkpoint before they were dropped.
     """
@@ -77,7 +88,9 @@ class ProblemRun:
     launched: list[Trace]
     kept: np.ndarray
     finished: list[Trace]
-    check: Check
+    checks: list[Check]
+    tokens: np.ndarray
+    check_bytes: float = float("nan")
     seconds: dict[str, float] = field(default_factory=dict)
     overrun: int = 0
 
@@ -131,7 +144,9 @@ def check(
         scores = np.full(len(traces), np.nan)
         unavailable = _may_pass(error)
         reason = (
-            str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
+            str(error)
+            if isinstance(error, (Unavailable, MissingInput))
+            else f"{type(error).__name__}: {error}"
         )
     seconds = time.perf_counter() - start
     if reason is None and np.isnan(scores).any():
@@ -192,52 +207,102 @@ def launch_check_resume(
     checkpoint: Checkpoint,
     *,
     n_paths: int,
-    keep: int,
-    policy: Finished = Finished.compete,
+    pruning: Pruning,
     ledger: Ledger | None = None,
 ) -> list[ProblemRun]:
     """Run problems for real, all at once: pruned paths are dropped, kept ones resume from their
-    cache. The seconds of a phase are shared out evenly among the problems."""
+    cache, to the next checkpoint or to their end. `checkpoint.prefix_length` is that of each stage
+    in turn. The seconds of a phase are shared out evenly among the problems: `launch` is the way to
+    the first checkpoint, `resume` everything generated after it."""
     clock = time.perf_counter
-    start = clock()
+    spent = {"launch": 0.0, "check": 0.0, "resume": 0.0}
+    since = clock()
+
+    def lap(phase: str) -> None:
+        nonlocal since
+        now = clock()
+        spent[phase] += now - since
+        since = now
+
     sessions = backend.open_together(problems, range(n_paths))
+    runs = [
+        ProblemRun(
+            problem=session.problem,
+            launched=[],
+            kept=np.ones(n_paths, dtype=bool),
+            finished=[],
+            checks=[],
+            tokens=np.zeros(n_paths, dtype=np.int64),
+        )
+        for session in sessions
+    ]
+    memory = PeakMemory()
     try:
+        for stage, (prefix_length, _) in enumerate(pruning.stages):
+            for session in sessions:
+                session.start(prefix_length)
+            for session in sessions:
+                session.advance(prefix_length)
+            for run, session in zip(runs, sessions, strict=True):
+                run.launched = run.launched or session.traces()
+            lap("resume" if stage else "launch")
+            here = replace(checkpoint, prefix_length=prefix_length)
+            with memory:
+                masks = [
+                    _prune_at(run, check(method, session, backend, here, ledger), session, pruning)
+                    for run, session in zip(runs, sessions, strict=True)
+                ]
+            lap("check")
+            for session, mask in zip(sessions, masks, strict=True):
+                session.keep(mask)
         for session in sessions:
-            session.start(checkpoint.prefix_length)
-        for session in sessions:
-            session.advance(checkpoint.prefix_length)
-        launched = [session.traces() for session in sessions]
-        launch_end = clock()
-        checks, kept = [], []
-        for session, traces in zip(sessions, launched, strict=True):
-            verdict = check(method, session, backend, checkpoint, ledger)
-            done = [t.stopped and t.n_tokens <= checkpoint.prefix_length for t in traces]
-            finished = np.array([done], dtype=bool)
-            kept.append(top_k(verdict.scores[None], keep, finished=finished, policy=policy)[0])
-            checks.append(verdict)
-        check_end = clock()
-        for session, mask in zip(sessions, kept, strict=True):
-            session.keep(mask)
             session.start(None)
-        complete = [session.finish() for session in sessions]
-        resume_end = clock()
+        for run, session in zip(runs, sessions, strict=True):
+            run.finished = session.finish()
+            run.tokens[run.kept] = [trace.n_tokens for trace in run.finished]
+        lap("resume")
     finally:
         for session in sessions:
             session.close()
-    seconds = {
-        "launch": (launch_end - start) / len(sessions),
-        "check": (check_end - launch_end) / len(sessions),
-        "resume": (resume_end - check_end) / len(sessions),
-    }
-    return [
-        ProblemRun(
-            problem=session.problem,
-            launched=launched[at],
-            kept=kept[at],
-            finished=complete[at],
-            check=checks[at],
-            seconds=seconds,
-            overrun=session.overrun,
-        )
-        for at, session in enumerate(sessions)
-    ]
+    for run, session in zip(runs, sessions, strict=True):
+        run.seconds = {phase: seconds / len(sessions) for phase, seconds in spent.items()}
+        run.overrun = session.overrun
+        run.check_bytes = memory.bytes / len(sessions)
+    return runs
+
+
+def _prune_at(run: ProblemRun, verdict: Check, session: Session, pruning: Pruning) -> np.ndarray:
+    """Note what a check said and whom it drops; `(n_live,)` bool, who stays."""
+    stage = len(run.checks)
+    prefix_length = pruning.stages[stage][0]
+    live = run.kept.copy()
+    scores = np.full(len(live), np.nan)
+    scores[live] = verdict.scores
+    traces = session.traces()
+    run.tokens[live] = [trace.n_tokens for trace in traces]
+    finished = np.zeros(len(live), dtype=bool)
+    finished[live] = [t.stopped and t.n_tokens <= prefix_length for t in traces]
+    kept = pruning.survivors(stage, scores[None], finished[None], live[None])[0]
+    run.checks.append(replace(verdict, scores=scores))
+    run.kept = kept
+    return kept[live]
+
+
+class PeakMemory:
+    """Adds up how far the blocks under it raised GPU memory above where they began, in bytes; NaN
+    on a machine without a GPU in use."""
+
+    def __init__(self) -> None:
+        self.bytes = float("nan")
+
+    def __enter__(self) -> None:
+        torch = sys.modules.get("torch")  # an engine that uses the GPU has loaded it
+        self._cuda = torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+        if self._cuda is not None:
+            self._cuda.reset_peak_memory_stats()
+            self._before = self._cuda.memory_allocated()
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda is not None:
+            raised = self._cuda.max_memory_allocated() - self._before
+            self.bytes = float(np.nansum([self.bytes, raised]))

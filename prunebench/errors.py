@@ -34,7 +34,11 @@ class UnknownName(ConfigError):
 
 
 class Incompatible(ConfigError):
-    """A method needs something that the backend, dataset or mode does not provide."""
+    """A method needs something that the backend, dataset or mode does not provide: `lacking`."""
+
+    def __init__(self, message: str, lacking: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.lacking = tuple(lacking)
 
 
 class NotTrained(ConfigError):
@@ -68,6 +72,17 @@ class EndpointError(PrunebenchError):
 class Unavailable(Exception):
     """Something outside did not answer this time; asking again may help. The problem at hand fails
     with this reason, and nothing of it is stored as a score."""
+
+
+class MissingInput(Exception):
+    """A method asked for what the traces do not hold. Asking again gives the same."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{NOT_AVAILABLE} {what}")
+
+
+NOT_AVAILABLE = "not available: needs"
+"""How the reason begins when traces lack what a method needs."""
 
 
 class ConformanceError(PrunebenchError):

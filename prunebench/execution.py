@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from prunebench import protocols
 from prunebench.cells import NONE, ORACLE, RANDOM, Cell
 from prunebench.config import RunConfig, plain
 from prunebench.endpoint import Endpoint
 from prunebench.environment import environment
-from prunebench.evaluate import (
-    Status,
-    draw_subsets,
-    no_pruning,
-    oracle_pruning,
-    random_pruning,
-)
+from prunebench.evaluate import Status, draw_subsets
 from prunebench.lab import Stored
-from prunebench.report import records
-from prunebench.select import Finished
+from prunebench.modes import Protocol
+from prunebench.pruning import Pruning
+from prunebench.references import no_pruning, oracle_pruning, random_pruning
+from prunebench.report import pieces, records
+from prunebench.scores import ScoredBatch
+from prunebench.select import Finished, Select
 
 
 @dataclass(kw_only=True)
@@ -39,15 +38,19 @@ class Execution:
     Attributes
     ----------
     rows : records, one per cell and problem.
+    paths : of the scores, one per path and checkpoint, for `paths.parquet`.
     seconds : wall time by phase.
     notes : facts for people that have no place in a table.
     bank : folder of the trace bank, if one was used.
+    store_traces : writes the texts of the paths into a folder, for reports.
     """
 
     rows: list[dict[str, Any]]
-    seconds: dict[str, float]
+    paths: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     bank: Path | None = None
+    store_traces: Callable[[Path], None] | None = None
 
 
 def cell_of(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
@@ -58,19 +61,22 @@ def cell_of(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
         parts.append(f"{run.evaluation.n_subsets} subsets of {run.pool}")
     if run.finished is Finished.keep_free:
         parts.append("finished paths kept free")
+    varies = run.select is not Select.top_k or run.protocol is not Protocol.prune
     return Cell(
         run_id=run_id,
         bank=bank,
         model=run.model.name,
         dataset=run.dataset.name,
         method=label,
-        type=run.method.type,
+        type=protocols.type_of(run),
         mode=run.mode.value,
         n_paths=run.n_paths,
-        keep=run.keep,
+        keep=0 if varies else run.keep,
         prefix_length=run.prefix_length,
         setting=", ".join(parts),
         aggregator=run.aggregator,
+        rule=run.pruning.describe(run.n_paths) or protocols.describe(run),
+        weights=run.weights or "",
         seed=run.seed,
     )
 
@@ -87,14 +93,22 @@ def plan(run: RunConfig, stored: Iterable[Stored], *, joint: bool) -> dict[str, 
 
 
 def references(
-    run: RunConfig, cell: Cell, stored: dict[str, Stored], plans: dict[str, np.ndarray]
+    run: RunConfig,
+    cell: Cell,
+    stored: dict[str, Stored],
+    plans: dict[str, np.ndarray],
+    pruning: Pruning,
+    *,
+    as_many_as: dict[str, np.ndarray] | None = None,
+    only_none: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Records of the rows none, random and oracle."""
-    options = {
+    """Records of the rows none, random and oracle; `as_many_as` as in `random_pruning`."""
+    options: dict[str, Any] = {
         "keep": run.keep,
         "prefix_length": run.prefix_length,
-        "policy": run.finished,
+        "pruning": pruning,
         "aggregator": run.aggregator,
+        "options": run.vote,
     }
     for problem_id, subsets in plans.items():
         pool = stored[problem_id].pool
@@ -102,24 +116,79 @@ def references(
         yield records.record(
             cell.reference(NONE), no_pruning(pool, subsets, prefix_length=run.prefix_length)
         )
+        if only_none or (as_many_as is not None and problem_id not in as_many_as):
+            continue
+        if as_many_as is not None:
+            counts = as_many_as[problem_id]
+            options["as_many_as"], subsets = counts, subsets[: len(counts)]
         yield records.record(
             cell.reference(RANDOM), random_pruning(pool, subsets, rng=rng, **options)
         )
         yield records.record(cell.reference(ORACLE), oracle_pruning(pool, subsets, **options))
 
 
+def path_rows(
+    cell: Cell, run: RunConfig, stored: Stored, batches: Sequence[ScoredBatch]
+) -> list[dict[str, Any]]:
+    """Rows of `paths.parquet`: what the method thought of each path at each checkpoint."""
+    traces = {trace.index: trace for trace in stored.traces}
+    rows = []
+    for (prefix_length, _), batch in zip(run.pruning.stages, batches, strict=True):
+        claimed = run.method.probabilities(batch.scores)
+        shown = batch.scores if claimed is None else claimed
+        for index, score in zip(batch.indices, shown.tolist(), strict=True):
+            trace = traces[index]
+            rows.append(
+                records.path_record(
+                    cell,
+                    prefix_length,
+                    stored.problem.id,
+                    trace,
+                    score,
+                    probability=claimed is not None,
+                    correct=trace.correct,
+                )
+            )
+    return rows
+
+
+def store_traces(
+    folder: Path, stored: dict[str, Stored], decode: Callable[[np.ndarray], str], cell: Cell
+) -> None:
+    """Write the texts of the paths into `folder`, for reports that outlive the bank; what another
+    cell has written of the same bank stays when it is no less."""
+    path = folder / f"{cell.bank}.parquet"
+    n_rows = sum(len(item.traces) for item in stored.values())
+    if path.exists() and pieces.count_rows(path) >= n_rows:
+        return
+    rows = (
+        row
+        for item in stored.values()
+        for row in pieces.trace_rows(item.problem, item.traces, decode)
+    )
+    about = {"bank": cell.bank, "model": cell.model, "dataset": cell.dataset}
+    pieces.write_traces(path, rows, about)
+
+
 def failed_execution(run: RunConfig, run_id: str, label: str, reason: str) -> Execution:
     """The record of a cell that could not run."""
     cell = cell_of(run, run_id, label)
-    return Execution(rows=[records.failed_record(cell, Status.FAILED, reason)], seconds={})
+    return Execution(rows=[records.failed_record(cell, Status.FAILED, reason)])
 
 
-def write_run(execution: Execution, run: RunConfig, folder: Path, run_id: str) -> Any:
-    """Write `records.parquet` and `run.json` into the folder of a run; returns the records."""
+def write_run(
+    execution: Execution, run: RunConfig, folder: Path, run_id: str, key: str | None = None
+) -> Any:
+    """Write `records.parquet`, `paths.parquet` and `run.json` of a run; returns the records.
+
+    `key` identifies what was computed, so that the same sweep need not compute it again.
+    """
     table = records.frame(execution.rows)
     records.write(folder / "records.parquet", table)
+    records.write_paths(folder / "paths.parquet", execution.paths)
     facts = {
         "run_id": run_id,
+        "key": key,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "config": plain(run),
         "bank": None if execution.bank is None else str(execution.bank),

@@ -38,9 +38,7 @@ def fill_beside(
     workers : engines to run; 0 is one per core on a CPU, else one.
     """
     gpus = on_gpu(backend)
-    alone = gpus or not backend.parallel_fill
-    wanted = workers or (1 if alone else len(os.sched_getaffinity(0)))
-    n_engines = min(wanted, n_groups)
+    n_engines = min(engines_wanted(backend, workers), n_groups)
     devices = [""] * n_engines
     if gpus:
         device = getattr(backend, "device", "auto")
@@ -63,6 +61,12 @@ def fill_beside(
         for helper in helpers:
             helper.terminate()
             helper.join()
+
+
+def engines_wanted(backend: Backend, workers: int) -> int:
+    """Engines that fill a bank side by side when there is enough to do (`workers` as above)."""
+    alone = not backend.parallel_fill or on_gpu(backend)
+    return workers or (1 if alone else len(os.sched_getaffinity(0)))
 
 
 def on_gpu(backend: Backend) -> bool:

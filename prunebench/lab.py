@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from prunebench import checkpoints, compat, registry
+from prunebench import checkpoints, compat, grading, imported, registry
 from prunebench.backend import Backend
 from prunebench.backends.replay import ReplayBackend
 from prunebench.bank import Bank, FillReport, bank_key
 from prunebench.config import RunConfig, plain
 from prunebench.cost import Ledger
+from prunebench.datasets import Arithmetic
 from prunebench.endpoint import Endpoint
 from prunebench.errors import ConfigError
 from prunebench.evaluate import ProblemPool, pool_of
 from prunebench.filling import fill_beside
 from prunebench.method import Context, SignalGenerator, Trainable
 from prunebench.modes import Mode
+from prunebench.scores import source_hash
+from prunebench.storage import content_hash
 from prunebench.types import CONTROLS_ONLY, Capability, Problem, SignalType, Trace
 
 ROWS_PER_GROUP = 256
@@ -50,12 +53,15 @@ class Prepared:
     Attributes
     ----------
     checkpoint : folder of its trained weights, None for methods that have none.
-    checkpoint_hash : identifies the weights in score tables.
+    checkpoint_hash : identifies the weights in score tables, and those of its parts with their
+        source.
+    part_checkpoints : folders with the trained weights of its parts, by method name.
     """
 
     method: SignalGenerator
     checkpoint: Path | None
     checkpoint_hash: str | None
+    part_checkpoints: dict[str, Path] = field(default_factory=dict)
     ready: bool = False
 
 
@@ -69,7 +75,10 @@ class Lab:
     _stored: dict[tuple[str, str], Stored] = field(default_factory=dict)
     _methods: dict[str, Prepared] = field(default_factory=dict)
     _endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    _leakage: dict[str, list[str]] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    references: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Records of the rows that cells of one budget share."""
 
     def clock(self, phase: str) -> _Clock:
         """A context manager that adds its wall time to `seconds[phase]`."""
@@ -110,11 +119,7 @@ class Lab:
                 f"({', '.join(sorted(forbidden))}): only a SignalType.CONTROL may. Run "
                 f"'prunebench check' on its file."
             )
-        extra = run.dataset.provides
-        if run.endpoint.configured:
-            extra |= {Capability.ENDPOINT}
-        if run.mode is Mode.replay:
-            extra |= {Capability.OUTCOME}
+        extra = self.beside_engine(run)
         requires = run.method.requires
         if run.mode is Mode.online:
             requires |= compat.ENGINE_REQUIRES
@@ -127,8 +132,28 @@ class Lab:
             | {_stem(run.backend): run.backend.provides},
         )
 
+    def beside_engine(self, run: RunConfig) -> frozenset[Capability]:
+        """What dataset, endpoint and mode of a run give, whatever the engine."""
+        given = run.dataset.provides
+        if run.endpoint.configured:
+            given |= {Capability.ENDPOINT}
+        if run.mode is Mode.replay:
+            given |= {Capability.OUTCOME}
+        return given
+
     def bank(self, run: RunConfig) -> Bank:
         """The trace bank of a run, opened or created."""
+        folder, key = self.bank_place(run)
+        memo = _key(key, run.bank, str(folder.absolute()))
+        if memo not in self._banks:
+            self._banks[memo] = Bank.at(folder, key)
+        return self._banks[memo]
+
+    def bank_place(self, run: RunConfig) -> tuple[Path, dict[str, Any]]:
+        """The folder and the key of the trace bank of a run, which need not exist yet."""
+        if run.bank.name is not None:
+            folder = imported.folder_of(run.bank.dir, run.bank.name)
+            return folder, imported.read_facts(folder).key
         backend = self.backend(run)
         spec = backend.spec
         prompt = {
@@ -136,6 +161,7 @@ class Lab:
             "chat": spec.chat,
             "chat_kwargs": spec.chat_kwargs,
             "answer": spec.answer,
+            **grading.identity(spec.answer),
         }
         key = bank_key(
             backend.identity(),
@@ -145,14 +171,9 @@ class Lab:
             run.seed,
             run.bank.stats_dtype,
         )
-        memo = _key(key, run.bank, str(Path(run.bank.dir).absolute()))
-        if memo not in self._banks:
-            if run.bank.path is not None:
-                self._banks[memo] = Bank.at(Path(run.bank.path), key)
-            else:
-                label = f"{spec.name}-{run.dataset.name}"
-                self._banks[memo] = Bank.open(Path(run.bank.dir), key, label)
-        return self._banks[memo]
+        if run.bank.path is not None:
+            return Path(run.bank.path), key
+        return Bank.folder_of(Path(run.bank.dir), key, f"{spec.name}-{run.dataset.name}"), key
 
     def fill(self, run: RunConfig, progress: Callable[[int], None]) -> FillReport:
         """Generate the paths of a run that its bank does not hold yet."""
@@ -228,25 +249,42 @@ class Lab:
             name, run.method, run.backend, run.model, run.seed, run.train.output, run.endpoint
         )
         if key not in self._methods:
-            method: SignalGenerator = run.method
-            folder, weights = None, None
-            if isinstance(method, Trainable) and not method.needs_training:
-                weights = method.published_weights()
-            elif isinstance(method, Trainable):
-                folder = checkpoints.find(
-                    method.weights_of or name,
-                    run.model.name,
-                    override=method.checkpoint,
-                    output=run.train.output,
-                    embedded=run.model.id == "embedded:tiny" and run.model.path is None,
-                )
-                weights = checkpoints.fingerprint(folder)
+            folder, weights = found_weights(run.method, run)
+            parts = {registry.method_name(p): (p, *found_weights(p, run)) for p in run.method.parts}
+            if parts:
+                sources = {part: source_hash(type(p)) for part, (p, _, _) in parts.items()}
+                loaded = {part: of_part for part, (_, _, of_part) in parts.items()}
+                weights = content_hash({"own": weights, "sources": sources, "weights": loaded})
             self._methods[key] = Prepared(
                 method=run.method,
                 checkpoint=folder,
                 checkpoint_hash=weights,
+                part_checkpoints={part: at for part, (_, at, _) in parts.items() if at is not None},
             )
         return self._methods[key]
+
+    def leakage(self, run: RunConfig) -> list[str]:
+        """What there is to say about training problems of the method among those of the run. Raises
+        `ConfigError` when there are some, unless `run.allow_leakage`."""
+        prepared = self.prepared(run)
+        name = registry.method_name(prepared.method)
+        folders = [] if prepared.checkpoint is None else [(name, prepared.checkpoint)]
+        folders += prepared.part_checkpoints.items()
+        return [note for found in folders for note in self._leakage_of(*found, prepared, run)]
+
+    def _leakage_of(self, name: str, folder: Path, prepared: Prepared, run: RunConfig) -> list[str]:
+        key = _key(str(folder), prepared.checkpoint_hash, run.dataset, run.allow_leakage)
+        if key not in self._leakage:
+            # the embedded task keeps its problems for training, labels and evaluation apart
+            shipped = checkpoints.SHIPPED in folder.parents
+            self._leakage[key] = checkpoints.check_leakage(
+                folder,
+                [problem.question for problem in run.dataset.problems()],
+                method=name,
+                allow=run.allow_leakage,
+                disjoint=shipped and isinstance(run.dataset, Arithmetic),
+            )
+        return self._leakage[key]
 
     def ready(self, prepared: Prepared, run: RunConfig) -> SignalGenerator:
         """The method with its weights loaded and set up."""
@@ -257,6 +295,7 @@ class Lab:
                 seed=run.seed,
                 endpoint=self.endpoint(run),
                 ledger=self.ledger,
+                part_weights=prepared.part_checkpoints,
             )
             if prepared.checkpoint is not None:
                 assert isinstance(prepared.method, Trainable)
@@ -264,6 +303,23 @@ class Lab:
             prepared.method.setup(context)
             prepared.ready = True
         return prepared.method
+
+
+def found_weights(method: SignalGenerator, run: RunConfig) -> tuple[Path | None, str | None]:
+    """The folder with a method's trained weights for the model of a run, and what identifies
+    them; None for what there is not. Raises `NotTrained` when there should be some."""
+    if not isinstance(method, Trainable):
+        return None, None
+    if not method.needs_training:
+        return None, method.published_weights()
+    folder = checkpoints.find(
+        method.weights_of or registry.method_name(method),
+        run.model.name,
+        override=method.checkpoint,
+        output=run.train.output,
+        embedded=run.model.id == "embedded:tiny" and run.model.path is None,
+    )
+    return folder, checkpoints.fingerprint(folder)
 
 
 @dataclass

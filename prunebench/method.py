@@ -8,7 +8,7 @@ options (`method.window=512`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from prunebench.cost import Ledger
-from prunebench.errors import ContractViolation, NotTrained
+from prunebench.errors import ContractViolation, MissingInput, NotTrained
 from prunebench.types import Capability, Path, PathGroup, SignalType
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Context:
         own tokens, calls and money.
     ledger : where the tokens of other external models are written down (`add(verifier_tokens=n)`;
         `prunebench.rewardmodel` does it by itself).
+    part_weights : folders with the trained weights of a method's `parts`, by method name.
     """
 
     model_name: str
@@ -58,6 +59,7 @@ class Context:
     work_dir: FilePath | None = None
     endpoint: Endpoint | None = None
     ledger: Ledger = field(default_factory=Ledger)
+    part_weights: Mapping[str, FilePath] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -84,6 +86,12 @@ class SignalGenerator(ABC):
     def setup(self, context: Context) -> None:  # noqa: B027  optional hook
         """Load what scoring needs (weights, clients). Nothing heavy happens before this."""
 
+    @property
+    def parts(self) -> Sequence[SignalGenerator]:
+        """The methods whose scores this one combines. The core finds their trained weights, and
+        scores anew when their source or weights change; none for most methods."""
+        return ()
+
     @abstractmethod
     def score(self, group: PathGroup) -> np.ndarray:
         """Score every path of the group.
@@ -93,6 +101,11 @@ class SignalGenerator(ABC):
         scores : `(n_paths,)` float64, higher = keep, NaN = could not be scored. Deterministic,
             independent of the order of the paths, and the group is left as it was.
         """
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        """What scores claim as the probability that a path ends right, in [0, 1], so that their
+        calibration can be measured; None for a signal that claims none."""
+        return None
 
     def close(self) -> None:  # noqa: B027  optional hook
         """Free what `setup` took."""
@@ -109,7 +122,15 @@ class PathSignal(SignalGenerator):
         """The score of one path: higher = keep, NaN = could not be scored."""
 
     def score(self, group: PathGroup) -> np.ndarray:
-        scores = [self.score_path(path) for path in group.paths]
+        scores, missing = [], []
+        for path in group.paths:
+            try:
+                scores.append(self.score_path(path))
+            except MissingInput as error:  # this path lacks what others may have
+                scores.append(path.unscored(str(error)))
+                missing.append(error)
+        if missing and len(missing) == len(scores):
+            raise missing[0]
         for score in scores:
             if np.ndim(score) != 0 or score is None:
                 got = np.shape(score) if score is not None else None

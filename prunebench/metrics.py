@@ -6,7 +6,12 @@ Knows nothing of methods, problems or files. Means over problems and their uncer
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+Numbers = Any
+"""A float, or an array of them."""
 
 
 def accuracy_of_kept(correct: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -36,9 +41,14 @@ def generator_tokens(lengths: np.ndarray, keep: np.ndarray, prefix_length: int) 
     return (before + keep * (lengths - before)).sum(axis=1, dtype=np.float64)
 
 
-def percent_saved(tokens: float, without_pruning: float) -> float:
+def percent_saved(tokens: Numbers, without_pruning: Numbers) -> Numbers:
     """100 · (1 − tokens / without_pruning); negative when pruning costs more than it saves."""
-    return 100.0 * (1.0 - tokens / without_pruning) if without_pruning > 0 else float("nan")
+    return 100.0 * (1.0 - _ratio(tokens, without_pruning))
+
+
+def percent_killed(killed: Numbers, n_correct: Numbers) -> Numbers:
+    """Share of the right paths that was dropped, in percent; NaN where there was none."""
+    return 100.0 * _ratio(killed, n_correct)
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -57,7 +67,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     auroc : `(R,)` float64 (0-d for one row), NaN in rows that have only one class.
     """
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
-    ranks = _mid_ranks(np.atleast_2d(scores))
+    ranks = mid_ranks(np.atleast_2d(scores))
     positive = np.atleast_2d(labels)
     n_pos = positive.sum(axis=1)
     n_pairs = n_pos * (positive.shape[1] - n_pos)
@@ -66,7 +76,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return values if scores.ndim == 2 else values[0]
 
 
-def _mid_ranks(scores: np.ndarray) -> np.ndarray:
+def mid_ranks(scores: np.ndarray) -> np.ndarray:
     """Ranks from 1 within every row, ties sharing their mean rank, NaN lowest."""
     n_rows, n = scores.shape
     order = np.argsort(-scores, axis=1)  # highest first, NaN last
@@ -105,10 +115,15 @@ def within_problem_auroc(per_problem: np.ndarray) -> tuple[float, str]:
     return mean, "" if mean == mean else "no problem has both right and wrong paths"
 
 
-def headroom_recovered(method: float, random: float, oracle: float) -> float:
+def headroom_recovered(method: Numbers, random: Numbers, oracle: Numbers) -> Numbers:
     """(method − random) / (oracle − random): 0 is random pruning, 1 the best possible choice.
 
     NaN when there is no headroom to recover.
     """
-    room = oracle - random
-    return (method - random) / room if room > 1e-12 else float("nan")
+    return _ratio(method - random, oracle - random)
+
+
+def _ratio(part: Numbers, whole: Numbers) -> Numbers:
+    """part / whole, NaN where whole is not above 0 (or above rounding)."""
+    some = np.asarray(whole) > 1e-12
+    return np.where(some, part / np.where(some, whole, 1.0), np.nan)[()]

@@ -9,8 +9,13 @@ from pathlib import Path
 from prunebench import registry
 from prunebench.types import Capability
 
-NOT_OF_ENGINES = {Capability.ENDPOINT, Capability.STEP_CHECK, Capability.OUTCOME}
-"""What a server, a dataset or the mode gives."""
+NOT_OF_ENGINES = {
+    Capability.ENDPOINT,
+    Capability.STEP_CHECK,
+    Capability.EARLY_ANSWERS,
+    Capability.OUTCOME,
+}
+"""What a server, a dataset, imported paths or the mode gives."""
 
 
 def method_table() -> str:

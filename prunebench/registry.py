@@ -114,7 +114,7 @@ def backends() -> dict[str, type[Backend]]:
 
 def engines() -> dict[str, type[Backend]]:
     """The backends that run a model: what an error can recommend."""
-    return {name: cls for name, cls in backends().items() if name != "fake"}
+    return {name: cls for name, cls in backends().items() if name not in ("fake", "imported")}
 
 
 def has_default(field: dataclasses.Field) -> bool:

@@ -5,25 +5,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from prunebench import registry
-from prunebench.cells import REFERENCES
-from prunebench.config import RunConfig, plain
-from prunebench.engine import Checkpoint, check
-from prunebench.errors import Unavailable
-from prunebench.evaluate import ProblemResult, evaluate_problem, failed_problem
-from prunebench.execution import Execution, cell_of, plan, progress, references
+from prunebench.cells import RANDOM, REFERENCES, Cell
+from prunebench.config import RunConfig
+from prunebench.errors import NOT_AVAILABLE, Incompatible, Unavailable
+from prunebench.evaluate import (
+    ProblemResult,
+    Status,
+    evaluate_problem,
+    failed_problem,
+    with_costs,
+)
+from prunebench.execution import (
+    Execution,
+    cell_of,
+    path_rows,
+    plan,
+    progress,
+    references,
+    store_traces,
+)
 from prunebench.lab import Lab, Stored
-from prunebench.modes import Mode
+from prunebench.modes import Mode, Protocol
 from prunebench.online import run_online
+from prunebench.protocols import sampled
+from prunebench.pruning import Pruning
 from prunebench.report import records
-from prunebench.scores import ScoredBatch, ScoreTable, score_key, source_hash
-from prunebench.types import Capability, Problem
+from prunebench.scoring import Scored, Scorer
+from prunebench.select import Select
 
 
 def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str) -> Execution:
@@ -35,11 +51,18 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     """
     run.validate()
     backend = lab.backend(run)
-    lab.pair(run)
+    unavailable = ""
+    try:
+        lab.pair(run)
+    except Incompatible as error:
+        if not run.imported:
+            raise
+        unavailable = f"{NOT_AVAILABLE} {', '.join(error.lacking)}"  # a fact about the traces
     backend.identity()  # a missing model shows here, before any work
-    prepared = lab.prepared(run)
+    leaks = [] if unavailable else lab.leakage(run)
     if run.mode is Mode.online:
-        return run_online(run, lab, console, run_id, label)
+        execution = run_online(run, lab, console, run_id, label)
+        return replace(execution, notes=[*leaks, *execution.notes])
 
     before = dict(lab.seconds)
     bank = lab.bank(run)
@@ -49,41 +72,27 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     with lab.clock("read bank"):
         stored = lab.stored(run)
     failures = dict(report.failures)
+    run.settle([item.pool.lengths for item in stored.values()])
+    pruning = run.pruning
     cell = cell_of(run, run_id, label, bank.hash)
-    plans = plan(run, stored.values(), joint=run.method.joint)
-    rows: list[dict[str, Any]] = []
-    if cell.method not in REFERENCES:
-        table = ScoreTable.open(
-            bank.folder,
-            score_key(
-                bank_hash=bank.hash,
-                method_name=registry.method_name(run.method),
-                method_config={**plain(run.method), "checkpoint": None},
-                source_hash=source_hash(type(run.method)),
-                checkpoint_hash=prepared.checkpoint_hash,
-                prefix_length=run.prefix_length,
-                seed=run.seed,
-                granted=run.method.requires,
-                endpoint=_servers(run, lab),
-            ),
-        )
-        scorer = _Scorer(run=run, lab=lab, table=table, stored=stored)
-        results = []
-        asked = lab.endpoint(run) if lab.judge(run) else None
-        with (
-            lab.clock("score"),
-            progress(console, f"scoring with {label}", len(plans), asked) as advance,
-        ):
-            for problem_id, subsets in plans.items():
-                try:
-                    results.append(scorer.evaluate(stored[problem_id], subsets))
-                except Unavailable as error:  # not stored, so that the next run asks again
-                    results.append(failed_problem(problem_id, str(error)))
-                advance(1)
-        rows += [records.record(cell, result) for result in results]
+    results: list[ProblemResult] = []
+    paths: list[dict[str, Any]] = []
+    if not unavailable and cell.method not in REFERENCES:
+        try:
+            results, paths = _evaluated(run, lab, console, cell, stored)
+        except Incompatible as error:  # the votes' weights need what the traces lack
+            if not run.imported:
+                raise
+            unavailable = f"{NOT_AVAILABLE} {', '.join(error.lacking)}"
+    rows = [records.record(cell, result) for result in results]
+    if results and all(_lacks_input(r) for r in results):
+        unavailable = results[0].reason
+    if unavailable:
+        rows = [records.failed_record(cell, Status.SKIPPED, unavailable)]
     with lab.clock("evaluate"):
-        rows += references(run, cell, stored, plan(run, stored.values(), joint=False))
-    for name in {cell.method, *REFERENCES}:
+        rows += _references(run, lab, cell, stored, pruning, results)
+    skipped = {cell.method} if unavailable else set()
+    for name in {cell.method, *REFERENCES} - skipped:
         own = cell if name == cell.method else cell.reference(name)
         rows += [
             records.record(own, failed_problem(p.id, failures.get(p.id, "no complete paths")))
@@ -92,82 +101,123 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         ]
     return Execution(
         rows=rows,
+        paths=paths,
         seconds=lab.spent_since(before),
-        notes=[*bank.warnings, *backend.notes()],
+        notes=[*leaks, *bank.warnings, *backend.notes()],
         bank=bank.folder,
+        store_traces=partial(store_traces, stored=stored, decode=backend.decode, cell=cell),
     )
 
 
-def _servers(run: RunConfig, lab: Lab) -> dict[str, Any] | None:
-    """What determines scores that servers give: the judge, and the engine's learned reader."""
-    reader = getattr(run.backend, "reader", None)  # no option of every engine
-    judge = lab.judge(run)
-    if reader is None or Capability.CACHE_READER not in run.method.requires:
-        return judge
-    return {**(judge or {}), "reader": reader}
+def _evaluated(
+    run: RunConfig, lab: Lab, console: Console, cell: Cell, stored: dict[str, Stored]
+) -> tuple[list[ProblemResult], list[dict[str, Any]]]:
+    """Results of the problems that the bank holds, and the rows of `paths.parquet`."""
+    results: list[ProblemResult] = []
+    paths: list[dict[str, Any]] = []
+    if run.protocol is not Protocol.prune:
+        plans = plan(run, stored.values(), joint=False)
+        with lab.clock("evaluate"):
+            return [sampled(run, stored[p], subsets) for p, subsets in plans.items()], []
+    work = _Cell(run=run, lab=lab, stored=stored, cell=cell)
+    plans = plan(run, stored.values(), joint=work.joint)
+    asked = lab.endpoint(run) if lab.judge(run) else None
+    with (
+        lab.clock("score"),
+        progress(console, f"scoring with {cell.method}", len(plans), asked) as advance,
+    ):
+        for problem_id, subsets in plans.items():
+            try:
+                result, scored = work.evaluate(stored[problem_id], subsets)
+                results.append(result)
+                paths += path_rows(cell, run, stored[problem_id], scored.batches)
+            except Unavailable as error:  # not stored, so that the next run asks again
+                results.append(failed_problem(problem_id, str(error)))
+            advance(1)
+    return results, paths
+
+
+def _lacks_input(result: ProblemResult) -> bool:
+    return result.status is Status.FAILED and result.reason.startswith(NOT_AVAILABLE)
+
+
+def _references(
+    run: RunConfig,
+    lab: Lab,
+    cell: Cell,
+    stored: dict[str, Stored],
+    pruning: Pruning,
+    results: list[ProblemResult],
+) -> list[dict[str, Any]]:
+    """Records of the rows none, random and oracle. Cells with the same budget share them, unless
+    the method decides how many paths it keeps."""
+    plans = plan(run, stored.values(), joint=False)
+    if run.protocol is not Protocol.prune:
+        return list(references(run, cell, stored, plans, pruning, only_none=True))
+    if pruning.rule is Select.top_k:
+        key = repr((replace(cell.reference(RANDOM), run_id=""), run.evaluation, pruning, run.vote))
+        if key not in lab.references:
+            lab.references[key] = list(references(run, cell, stored, plans, pruning))
+        return [{**row, "run_id": cell.run_id} for row in lab.references[key]]
+    counts = {r.problem_id: r.n_kept for r in results if r.status is Status.OK}
+    return list(references(run, cell, stored, plans, pruning, as_many_as=counts))
 
 
 @dataclass(kw_only=True)
-class _Scorer:
-    """Scores through the cache: what the table holds is not scored again."""
+class _Cell:
+    """Evaluates problems: one method selects, the same or another one weighs the votes."""
 
     run: RunConfig
     lab: Lab
-    table: ScoreTable
     stored: dict[str, Stored]
+    cell: Cell
 
     def __post_init__(self) -> None:
-        self.replay = self.lab.replay(self.run, self.stored)
-        self.checkpoint = Checkpoint(
-            prefix_length=self.run.prefix_length,
-            seed=self.run.seed,
-            check_steps=self.run.dataset.check_steps,
-        )
+        self.selecting = Scorer(run=self.run, lab=self.lab, stored=self.stored)
+        self.weighing = None
+        if self.run.weights is not None:
+            method = registry.method_class(self.run.weights)()
+            other = replace(self.run, method=method, weights=None)
+            self.lab.pair(other)
+            self.lab.leakage(other)
+            self.weighing = Scorer(run=other, lab=self.lab, stored=self.stored)
 
-    def evaluate(self, stored: Stored, subsets: np.ndarray) -> ProblemResult:
+    @property
+    def joint(self) -> bool:
+        return self.selecting.joint or (self.weighing is not None and self.weighing.joint)
+
+    def evaluate(self, stored: Stored, subsets: np.ndarray) -> tuple[ProblemResult, Scored]:
         """Score what is missing, then prune and vote on every subset."""
-        run, pool, joint = self.run, stored.pool, self.run.method.joint
-        sets = pool.indices[subsets] if joint else pool.indices[None]
-        batches = [self._batch(stored.problem, indices.tolist()) for indices in sets]
-        n_scored = len(batches[0].indices)
-        scale = run.n_paths / n_scored  # cost of n_paths paths, from that of the pool
-        scores = (
-            np.stack([batch.scores for batch in batches]) if joint else batches[0].scores[subsets]
-        )
-        return evaluate_problem(
-            pool,
+        run, pruning = self.run, self.run.pruning
+        scored = self.selecting.score(stored, subsets, pruning)
+        weights, extra = None, None
+        if self.weighing is not None:
+            at = run.longest if run.weights_at_end else pruning.prefix_length
+            weighed = self.weighing.score(stored, subsets, Pruning(((at, run.keep),)))
+            weights = weighed.by_stage[0]
+            # only kept paths vote, so only they must be weighed
+            extra = [cost.times(run.keep / run.n_paths) for cost in weighed.costs]
+        result = evaluate_problem(
+            stored.pool,
             subsets,
-            scores,
+            scored.by_stage,
             keep=run.keep,
             prefix_length=run.prefix_length,
-            policy=run.finished,
+            pruning=pruning,
             aggregator=run.aggregator,
-            costs=[batch.cost.priced(*run.endpoint.prices).times(scale) for batch in batches],
-            reason="; ".join(sorted({batch.reason for batch in batches if batch.reason})),
+            options=run.vote,
+            weights=weights,
+            costs=scored.costs,
+            reason=scored.reason,
         )
-
-    def _batch(self, problem: Problem, indices: list[int]) -> ScoredBatch:
-        joint = self.run.method.joint
-        owed = self.table.missing(problem.id, indices, joint)
-        if owed:
-            method = self.lab.ready(self.lab.prepared(self.run), self.run)
-            session = self.replay.open(problem, owed)
-            session.advance(self.run.prefix_length)
-            verdict = check(method, session, self.replay, self.checkpoint, self.lab.ledger)
-            session.close()
-            if not verdict.lasting and np.isnan(verdict.scores).all():
-                raise Unavailable(verdict.reason)
-            fresh = ScoredBatch(
-                problem=problem.id,
-                indices=tuple(owed),
-                scores=verdict.scores,
-                cost=verdict.cost,
-                reencode_seconds=verdict.reencode_s,
-                reason=verdict.reason,
+        if extra is not None and result.status is Status.OK:
+            first = result
+            result = with_costs(result, extra)
+            result = replace(
+                result,
+                probe_tokens=result.probe_tokens + first.probe_tokens,
+                calls=result.calls + first.calls,
+                money=result.money + first.money,
+                score_seconds=result.score_seconds + first.score_seconds,
             )
-            if not verdict.lasting and len(owed) == len(indices):
-                return fresh  # good for this run, and asked again in the next
-            self.table.put(fresh)
-        batch = self.table.get(problem.id, indices, joint)
-        assert batch is not None, "just stored"
-        return batch
+        return result, scored

@@ -24,6 +24,7 @@ from prunebench.types import (
 )
 
 PREFIX_LENGTH = 24
+EARLY = 8  # tokens between recorded early answers
 PROBLEM = Problem(id="sample-0", question="(7*11)+3", answer="80")
 PROMPT_IDS = np.arange(3, 11, dtype=np.int32)
 
@@ -70,6 +71,8 @@ def trace(index: int, n_tokens: int, seed: int) -> Trace:
         stopped=True,
         answer="80" if right else "13",
         correct=right,
+        early_answers=tuple(rng.choice(["80", "13", ""]) or None for _ in range(n_tokens // EARLY)),
+        early_every=EARLY,
     )
 
 
@@ -110,7 +113,7 @@ def _another_ending(old: Trace, new: Trace) -> Trace:
     def join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.concatenate([a[:PREFIX_LENGTH], b])
 
-    ids = join(old.token_ids, new.token_ids)
+    ids = join(old.known_ids, new.known_ids)
     joined = {
         name: join(getattr(old.stats, name), getattr(new.stats, name)) for name in TOKEN_STATS
     }
@@ -122,6 +125,9 @@ def _another_ending(old: Trace, new: Trace) -> Trace:
         stopped=not old.stopped,
         answer="13" if old.correct else "80",
         correct=not old.correct,
+        early_answers=(old.early_answers or ())[: PREFIX_LENGTH // EARLY]
+        + (new.early_answers or ()),
+        early_every=EARLY,
     )
 
 
@@ -131,7 +137,7 @@ def group(
     internals: Callable[[Sequence[np.ndarray]], Internals] | None = None,
 ) -> PathGroup:
     """What a method with these `requires` sees; `internals` encodes the given prefixes."""
-    prefixes = [t.token_ids[:PREFIX_LENGTH] for t in traces]
+    prefixes = [t.known_ids[:PREFIX_LENGTH] for t in traces]
     return view(
         PROBLEM,
         PROMPT_IDS,
@@ -150,7 +156,7 @@ def labelled_prefixes(n_problems: int, per_problem: int, seed: int) -> list[Labe
     examples = []
     for p in range(n_problems):
         for i in range(per_problem):
-            ids = trace(i, PREFIX_LENGTH, seed=100 * seed + p).token_ids
+            ids = trace(i, PREFIX_LENGTH, seed=100 * seed + p).known_ids
             share = float(np.mean(ids < _FIRST_ID + 10))
             examples.append(
                 LabelledPrefix(

@@ -1,6 +1,7 @@
-"""The end of a sweep: one table and one figure from the records of all its cells.
+"""The end of a sweep: one set of tables, figures and one page from the records of all its cells.
 
-A Hydra callback, so that it works under every launcher, also when cells ran on other machines.
+A Hydra callback, so that it works under every launcher, also when cells ran in other processes or
+on other machines.
 """
 
 from __future__ import annotations
@@ -8,16 +9,21 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from rich.console import Console
 
+from prunebench import plans
 from prunebench.errors import PrunebenchError
+from prunebench.evaluate import Status
 
 
 class CombinedTable(Callback):
-    """Reads `*/records.parquet` below the sweep folder and writes the combined table there."""
+    """Reads `*/records.parquet` below the sweep folder and builds the report of them all there."""
+
+    n_failed: ClassVar[int] = 0
+    """Cells of the last sweep that failed, wherever they ran."""
 
     def __init__(self) -> None:
         self.start = time.time()
@@ -26,35 +32,38 @@ class CombinedTable(Callback):
         self.start = time.time()
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
+        if config.get("dry_run", False):
+            folder = Path(config.hydra.sweep.dir)
+            CombinedTable.n_failed = plans.show_total(Console(), folder)
+            return
         folder = Path(config.hydra.sweep.dir)
         console = Console()
         try:
-            combine(folder, console, since=self.start)
+            combine(folder, console, since=self.start, max_mb=config.report.max_mb)
         except PrunebenchError as error:
             console.print(f"No combined table: {error}", markup=False)
         console.print(
-            f"The whole sweep took {time.time() - self.start:.1f} s; results in {folder}",
+            f"The whole sweep took {time.time() - self.start:.1f} s; results in {folder}, begin "
+            f"with report.html",
             markup=False,
         )
 
 
-def combine(folder: Path, console: Console, since: float) -> None:
-    """Write `summary.csv`, `summary.md`, the figure and the seconds by phase of a sweep.
+def combine(folder: Path, console: Console, since: float, max_mb: float) -> None:
+    """Build the report of a sweep, and write the seconds by phase of its cells.
 
     Records older than `since` (seconds since the epoch) belong to an earlier sweep into the same
     folder and are left out.
     """
-    from prunebench.report import figures, records, tables
+    from prunebench.report import tables
+    from prunebench.report.build import build, facts_of, records_below
 
-    found = [p for p in folder.rglob("records.parquet") if p.stat().st_mtime >= since - 1]
-    files = sorted(found, key=lambda p: (len(p.parent.name), p))
-    rows = records.analyse(records.read(files))
-    tables.show(rows, console)
-    tables.write(rows, folder)
-    figures.write_figures(rows, folder)
+    files = records_below([folder], since=since)
+    report = build(files, folder, max_mb=max_mb)
+    CombinedTable.n_failed = sum(row.line.status == Status.FAILED for row in report.rows)
+    tables.show(report.rows, console)
     seconds: dict[str, float] = {}
-    for file in files:
-        facts = json.loads((file.parent / "run.json").read_text())
+    for facts in facts_of(files):
         for phase, spent in facts["seconds"].items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
     (folder / "seconds.json").write_text(json.dumps(seconds, indent=2) + "\n")

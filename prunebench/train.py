@@ -10,14 +10,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from prunebench import compat, labels, registry
+from prunebench import compat, grading, labels, registry
 from prunebench.backend import Backend
 from prunebench.backends.transformers import TransformersBackend
-from prunebench.checkpoints import trained_folder
+from prunebench.checkpoints import record_training, trained_folder
 from prunebench.config import RunConfig
 from prunebench.datasets import Arithmetic, make_problem
 from prunebench.errors import ConfigError
 from prunebench.filling import on_gpu
+from prunebench.lab import found_weights
 from prunebench.method import Context, LabelledPrefix, Trainable
 from prunebench.types import Capability, Problem
 
@@ -44,6 +45,9 @@ def train(run: RunConfig, console: Console) -> Path:
             f"nothing to train. Leave them out to train it for {run.model.name!r}."
         )
     run.validate()
+    # found first: without them there is nothing to combine
+    found = {registry.method_name(part): found_weights(part, run)[0] for part in run.method.parts}
+    parts = {part: folder for part, folder in found.items() if folder is not None}
     backend = run.backend
     backend.bind(run.spec(), options.seed)
     compat.check(
@@ -92,10 +96,18 @@ def train(run: RunConfig, console: Console) -> Path:
     method.fit(
         train_set,
         valid_set,
-        Context(model_name=run.model.name, backend=backend, seed=options.seed, work_dir=folder),
+        Context(
+            model_name=run.model.name,
+            backend=backend,
+            seed=options.seed,
+            work_dir=folder,
+            part_weights=parts,
+        ),
     )
     output = trained_folder(options.output, run.model.name, method.weights_of or name)
     method.save(output)
+    used = {example.problem_id for example in (*train_set, *valid_set)}
+    record_training(output, run.dataset.name, [p.question for p in problems if p.id in used])
     return output
 
 
@@ -110,6 +122,7 @@ def label_identity(run: RunConfig, sampler: Backend) -> dict[str, Any]:
     return {
         "engine": sampler.identity(),
         "prompt": [spec.prompt, spec.chat, spec.answer],
+        **grading.identity(spec.answer),
         **({"chat_kwargs": spec.chat_kwargs} if spec.chat_kwargs else {}),
         "sampling": vars(spec.sampling),
         "dataset": run.dataset.name,
@@ -121,8 +134,8 @@ def training_problems(run: RunConfig, console: Console) -> list[Problem]:
     n = run.train.n_problems
     if not isinstance(run.dataset, Arithmetic):
         console.print(
-            "The training problems are those of the dataset itself: evaluate on another one, or "
-            "the numbers of this method mean nothing.",
+            "The training problems are those of the dataset itself. They are recorded beside the "
+            "weights, and a run that would evaluate the method on them is refused.",
             style="yellow",
         )
         return run.dataset.problems()[:n]

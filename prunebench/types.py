@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunebench.errors import UndeclaredCapability
+from prunebench.errors import MissingInput, UndeclaredCapability
+from prunebench.traces import TOKEN_STATS, Problem, Trace, frozen
+from prunebench.traces import TokenStats as TokenStats
 
 if TYPE_CHECKING:  # the internals hold torch tensors; this module stays importable without torch
     from prunebench.backend import Internals
@@ -51,6 +53,7 @@ class Capability(StrEnum):
     CONTINUE = "continue"  # the engine can resume a path from its prefix
     ENDPOINT = "endpoint"  # an OpenAI-compatible server for judges
     STEP_CHECK = "step_check"  # path.steps_correct: ground truth of every finished step
+    EARLY_ANSWERS = "early_answers"  # path.early_answer: recorded with the path, not probed now
     OUTCOME = "outcome"  # path.correct: how the path ends, past the checkpoint (controls only)
 
 
@@ -82,102 +85,6 @@ STATES = frozenset(
 
 CONTROLS_ONLY = frozenset({Capability.STEP_CHECK, Capability.OUTCOME})
 """Ground truth: what no deployed signal can read."""
-
-TOKEN_STATS = (
-    "logprobs",
-    "top_logprobs",
-    "entropy",
-    "sum_logprobs",
-    "max_logprobs",
-    "top_mass",
-    "top_entropy",
-)
-"""Names of the per-token statistics, in the order in which banks store them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One question with its gold answer.
-
-    Attributes
-    ----------
-    id : stable identifier, made from the content, safe as a file name.
-    question : the text put into the prompt template.
-    answer : the gold answer; methods never see it.
-    """
-
-    id: str
-    question: str
-    answer: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenStats:
-    """Per-token statistics of the raw next-token distribution P_t (before temperature, top-p,
-    top-k), each `(n_tokens,)` float32 in nats, or None when the engine does not give it.
-
-    Attributes
-    ----------
-    logprobs : log P_t of the sampled token.
-    top_logprobs : mean of the 20 largest log P_t (fewer when the vocabulary is smaller).
-    entropy : exact entropy of P_t over the whole vocabulary.
-    sum_logprobs : sum over the whole vocabulary of log P_t(v).
-    max_logprobs : the largest log P_t.
-    top_mass : sum of the 20 largest P_t, in (0, 1].
-    top_entropy : -sum of P log P over the 20 largest P_t, not renormalised.
-    vocab_size : number of terms in `sum_logprobs`.
-    """
-
-    logprobs: np.ndarray | None = None
-    top_logprobs: np.ndarray | None = None
-    entropy: np.ndarray | None = None
-    sum_logprobs: np.ndarray | None = None
-    max_logprobs: np.ndarray | None = None
-    top_mass: np.ndarray | None = None
-    top_entropy: np.ndarray | None = None
-    vocab_size: int = 0
-
-    def cut(self, n_tokens: int) -> TokenStats:
-        """The statistics of the first `n_tokens` tokens, as read-only copies."""
-        return replace(
-            self, **{name: _frozen(getattr(self, name), n_tokens) for name in TOKEN_STATS}
-        )
-
-
-def _frozen(values: np.ndarray | None, n: int) -> np.ndarray | None:
-    if values is None:
-        return None
-    cut = np.array(values[:n])
-    cut.setflags(write=False)
-    return cut
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """A complete sampled path and what became of it.
-
-    Attributes
-    ----------
-    index : position of the path in its problem's pool; with the seed it determines the path.
-    token_ids : `(n_tokens,)` int32, generated tokens only, the end-of-text token included.
-    text : the generated text, special tokens left out.
-    stats : per-token statistics of the generated tokens.
-    stopped : True when the model ended the path itself, False when it ran into max_new_tokens.
-    answer : the extracted answer, None when the text holds none.
-    correct : whether `answer` equals the gold answer.
-    """
-
-    index: int
-    token_ids: np.ndarray
-    text: str
-    stats: TokenStats
-    stopped: bool
-    answer: str | None
-    correct: bool
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.token_ids)
 
 
 class Granted(frozenset[Capability]):
@@ -211,28 +118,39 @@ def granting(capabilities: frozenset[Capability]) -> Granted:
 class Path:
     """What a method sees of one path: its first `prefix_length` generated tokens.
 
-    Text, token ids and `finished` are always there. The statistics are opened by the capability
-    of the same name in the method's `requires`; reading one that was not declared raises
-    `UndeclaredCapability`. All arrays are read-only.
+    Text, token ids and `finished` are always there, except that imported traces may lack text and
+    token ids: reading them raises `MissingInput` then, and the method is reported as not available.
+    The statistics are opened by the capability of the same name in the method's `requires`; reading
+    one that was not declared raises `UndeclaredCapability`. All arrays are read-only.
 
     Attributes
     ----------
     index : identity of the path within its problem; use it only to break ties.
-    token_ids : `(n_tokens,)` int32, generated tokens up to the checkpoint.
-    text : their text.
+    n_tokens : generated tokens up to the checkpoint.
     finished : the path ended at or before the checkpoint, so the prefix is the whole path.
     """
 
     index: int
-    token_ids: np.ndarray
-    text: str
+    n_tokens: int
     finished: bool
+    _token_ids: np.ndarray | None = field(repr=False)
+    _text: str | None = field(repr=False)
     _readings: Mapping[Capability, Any] = field(repr=False)
     _granted: Granted = field(repr=False)
 
     @property
-    def n_tokens(self) -> int:
-        return len(self.token_ids)
+    def token_ids(self) -> np.ndarray:
+        """`(n_tokens,)` int32, generated tokens up to the checkpoint."""
+        if self._token_ids is None:
+            raise MissingInput("the token ids of the paths")
+        return self._token_ids
+
+    @property
+    def text(self) -> str:
+        """The text of the tokens up to the checkpoint."""
+        if self._text is None:
+            raise MissingInput("the text of the paths up to the checkpoint")
+        return self._text
 
     @property
     def logprobs(self) -> np.ndarray:
@@ -282,6 +200,12 @@ class Path:
         return self._read(Capability.STEP_CHECK, "steps_correct")()
 
     @property
+    def early_answer(self) -> str | None:
+        """The recorded answer that the path gave when it was made to answer at the checkpoint, in
+        normal form; that of its end when it has finished; None when it gave no answer."""
+        return self._read(Capability.EARLY_ANSWERS, "early_answer")()
+
+    @property
     def correct(self) -> bool:
         """How the whole path ends. Lies past the checkpoint: for controls only."""
         return self._read(Capability.OUTCOME, "correct")
@@ -298,7 +222,10 @@ class Path:
     def _read(self, capability: Capability, attribute: str) -> Any:
         if capability not in self._granted:
             raise self._granted.refuse(f"path.{attribute}", capability)
-        return self._readings[capability]
+        value = self._readings[capability]
+        if value is None:
+            raise MissingInput(f"{attribute} of every token")
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,10 +317,9 @@ def view(
     paths = []
     grants = granting(granted)
     for trace in traces:
-        ids = _frozen(trace.token_ids, prefix_length)
-        assert ids is not None
+        ids = frozen(trace.token_ids, prefix_length)
         whole = trace.n_tokens <= prefix_length
-        text = trace.text if whole else decode(ids)
+        text = trace.text_until(prefix_length, decode)
         stats = trace.stats.cut(prefix_length)
         readings: dict[Any, Any] = {
             c: getattr(stats, c.value)
@@ -402,14 +328,19 @@ def view(
         }
         if Capability.SUM_LOGPROBS in granted:
             readings["vocab_size"] = stats.vocab_size
-        if Capability.STEP_CHECK in granted and check_steps is not None:
+        if Capability.STEP_CHECK in granted and check_steps is not None and text is not None:
             readings[Capability.STEP_CHECK] = lambda check=check_steps, text=text: check(
                 problem.question, text
             )
+        if Capability.EARLY_ANSWERS in granted:
+            readings[Capability.EARLY_ANSWERS] = lambda trace=trace: trace.early_answer(
+                prefix_length
+            )
         if Capability.OUTCOME in granted:
             readings[Capability.OUTCOME] = trace.correct
-        paths.append(Path(trace.index, ids, text, whole and trace.stopped, readings, grants))
-    prompt = _frozen(prompt_ids, len(prompt_ids))
+        n_tokens, finished = min(trace.n_tokens, prefix_length), whole and trace.stopped
+        paths.append(Path(trace.index, n_tokens, finished, ids, text, readings, grants))
+    prompt = frozen(prompt_ids, len(prompt_ids))
     assert prompt is not None
     return PathGroup(
         problem.id,

@@ -12,10 +12,16 @@ from prunebench.datasets import make_problem
 from prunebench.engine import Checkpoint, check, launch_check_resume
 from prunebench.errors import ConfigError, ContractViolation, UndeclaredCapability
 from prunebench.method import Capability, PathGroup, PathSignal, SignalGenerator, SignalType
+from prunebench.pruning import Pruning
 from prunebench.select import Finished
 
 PROBLEM = make_problem("1+2", "3")
 CHECKPOINT = Checkpoint(prefix_length=24)
+
+
+def keep(n):
+    """The best n at the checkpoint."""
+    return Pruning(((24, n),))
 
 
 @dataclass(kw_only=True)
@@ -41,8 +47,10 @@ def backend():
 
 def test_the_kept_paths_are_those_with_the_highest_scores_and_end_as_they_would_have(backend):
     whole = {t.index: t for t in backend.open(PROBLEM, range(12)).finish()}
-    [run] = launch_check_resume(backend, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, keep=3)
-    order = np.argsort(-run.check.scores, kind="stable")[:3]
+    [run] = launch_check_resume(
+        backend, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, pruning=keep(3)
+    )
+    order = np.argsort(-run.checks[0].scores, kind="stable")[:3]
     assert set(np.flatnonzero(run.kept)) == set(order)
     assert [t.index for t in run.finished] == sorted(int(i) for i in order)
     for trace in run.finished:
@@ -58,12 +66,33 @@ def test_replay_of_the_same_paths_gives_the_same_run(backend):
     replay = ReplayBackend(lookup=lambda problem: (prompt, traces), source=backend)
     replay.bind(backend.spec, 3)
     [live], [stored] = (
-        launch_check_resume(engine, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, keep=4)
+        launch_check_resume(
+            engine, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, pruning=keep(4)
+        )
         for engine in (backend, replay)
     )
     np.testing.assert_array_equal(live.kept, stored.kept)
-    np.testing.assert_allclose(live.check.scores, stored.check.scores, rtol=1e-6)
+    np.testing.assert_allclose(live.checks[0].scores, stored.checks[0].scores, rtol=1e-6)
     assert [t.answer for t in live.finished] == [t.answer for t in stored.finished]
+
+
+def test_two_checkpoints_drop_in_turn_and_survivors_end_as_they_would_have(backend):
+    whole = {t.index: t for t in backend.open(PROBLEM, range(12)).finish()}
+    schedule = Pruning(((12, 6), (24, 2)))
+    [run] = launch_check_resume(
+        backend, [PROBLEM], Likelihood(), CHECKPOINT, n_paths=12, pruning=schedule
+    )
+    first, second = (c.scores for c in run.checks)
+    survivors = np.argsort(-first, kind="stable")[:6]
+    assert set(np.flatnonzero(~np.isnan(second))) == set(survivors)
+    best = sorted(survivors, key=lambda i: -second[i])[:2]
+    assert set(np.flatnonzero(run.kept)) == {int(i) for i in best}
+    for i in range(12):
+        ends = 24 if i in survivors else 12
+        full = whole[i].n_tokens
+        assert run.tokens[i] == (full if run.kept[i] else min(full, ends))
+    for trace in run.finished:
+        np.testing.assert_array_equal(trace.token_ids, whole[trace.index].token_ids)
 
 
 def test_paths_that_ended_early_can_be_kept_without_a_slot(backend):
@@ -74,8 +103,7 @@ def test_paths_that_ended_early_can_be_kept_without_a_slot(backend):
         Likelihood(),
         late,
         n_paths=32,
-        keep=1,
-        policy=Finished.keep_free,
+        pruning=Pruning(((60, 1),), policy=Finished.keep_free),
     )
     ended = np.array([t.stopped and t.n_tokens <= 60 for t in run.launched])
     assert 0 < ended.sum() < 32
@@ -146,7 +174,7 @@ def test_extra_tokens_are_counted_by_the_core(backend):
 
 def test_problems_at_once_are_those_one_by_one(backend):
     problems = [PROBLEM, replace(PROBLEM, id="other", question="2+2"), replace(PROBLEM, id="third")]
-    options = {"n_paths": 6, "keep": 2}
+    options = {"n_paths": 6, "pruning": keep(2)}
     together = launch_check_resume(backend, problems, Likelihood(), CHECKPOINT, **options)
     for problem, run in zip(problems, together, strict=True):
         [alone] = launch_check_resume(backend, [problem], Likelihood(), CHECKPOINT, **options)

@@ -55,7 +55,7 @@ REDUCED = {
 """What is smaller than on the page; a command gets those that it has and those of `ALWAYS`."""
 ALWAYS = ("prefix_length", "model.sampling.max_new_tokens", "dataset.limit", "workers")
 REPLACED = {
-    r"dataset=(aime|hmmt|brumo).*": "dataset=file dataset.path=train.jsonl",
+    r"dataset=(aime|hmmt|brumo).*": "dataset=file dataset.path=eval.jsonl",
     r"keep=\d+,.*": "keep=2,4",
     r"workers=\d+": "workers=2",
     r"hydra/launcher=.*": "hydra/launcher=basic",
@@ -154,8 +154,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
     write_model(folder / "model")
     write_checkpoint(folder / "stop-1.5b", folder / "model")
-    rows = [f'{{"problem": "What is {i}+{7 - i}?", "answer": "7"}}\n' for i in range(8)]
-    (folder / "train.jsonl").write_text("".join(rows))
+    for name, asked in (("train", "What is"), ("eval", "Compute")):
+        rows = [f'{{"problem": "{asked} {i}+{7 - i}.", "answer": "7"}}\n' for i in range(8)]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
     return folder
 
 

@@ -17,19 +17,12 @@ from prunebench import stats
 from prunebench.cells import CSV_COLUMNS, Cell
 from prunebench.cost import Cost
 from prunebench.errors import ConfigError, DamagedFile, PrunebenchError
-from prunebench.evaluate import (
-    ProblemPool,
-    Status,
-    draw_subsets,
-    evaluate_problem,
-    failed_problem,
-    no_pruning,
-    oracle_pruning,
-    random_pruning,
-)
-from prunebench.report import figures, records, tables
+from prunebench.evaluate import ProblemPool, Status, draw_subsets, evaluate_problem, failed_problem
+from prunebench.references import no_pruning, oracle_pruning, random_pruning
+from prunebench.report import figures, markdown, records, tables
 from prunebench.types import SignalType
 
+ENDS = ("csv", "md", "tex")
 N_POOL, N_PATHS, N_PROBLEMS, N_SUBSETS = 24, 16, 10, 12
 METHODS = {"strong": (SignalType.IV, 2.0), "twin": (SignalType.III, 2.0), "weak": (SignalType.I, 0)}
 
@@ -209,13 +202,16 @@ def test_a_run_without_any_success():
     cell, _ = rows_of_run("strong", n_problems=0)
     frame = records.frame([records.failed_record(cell, Status.FAILED, "out of memory")])
     assert "strong failed: out of memory" in printed(frame)
-    assert figures.write_figures(records.analyse(frame), Path("unused")) == []
+    drawn, skipped = figures.write_figures(records.analyse(frame), None, Path("unused"))
+    assert drawn == []
+    assert set(skipped.values()) == {"no row has numbers"}
     assert records.summary(records.frame([])).empty
 
 
 def test_csv_has_the_exact_header_and_empty_cells(tmp_path: Path, single: pd.DataFrame):
     written = tables.write(records.analyse(single), tmp_path)
-    assert [p.name for p in written] == ["summary.csv", "summary.md"]
+    summaries = [f"{name}.{end}" for name in ("summary", "main_table") for end in ENDS]
+    assert [p.name for p in written] == summaries
     lines = written[0].read_text().splitlines()
     assert lines[0] == ",".join(CSV_COLUMNS)
     back = pd.read_csv(written[0], keep_default_na=False)
@@ -249,7 +245,7 @@ def test_markdown_marks_the_best_and_gives_corrected_differences(single: pd.Data
     expected = dict(zip(others, stats.holm(p), strict=True))
     for method, value in expected.items():
         assert by_name[method].p_holm == pytest.approx(value)
-    text = tables.markdown(rows)
+    text = markdown.summary(rows, tables.blocks(rows))
     line = next(line for line in text.splitlines() if line.startswith(f"| {best} "))
     assert f"**{100 * values[best].mean():.1f}**" in line
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| ")}
@@ -298,7 +294,7 @@ def test_damaged_foreign_and_missing_files(tmp_path: Path):
         records.read([damaged])
     foreign = tmp_path / "foreign.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(foreign)
-    with pytest.raises(DamagedFile, match=r"schema version 2 .*found: none"):
+    with pytest.raises(DamagedFile, match=r"schema version 3 .*found: none"):
         records.read([foreign])
 
 
@@ -317,46 +313,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["summary.csv"]
     with pytest.raises(PrunebenchError, match="could not be written"):
         records.write(path / "records.parquet", records.frame([]))
-
-
-def test_figures_are_drawn_for_a_run_and_a_sweep(
-    tmp_path: Path, single: pd.DataFrame, sweep: pd.DataFrame
-):
-    from matplotlib.image import imread
-
-    for name, frame in (("single", single), ("sweep", sweep)):
-        written = figures.write_figures(records.analyse(frame), tmp_path / name)
-        assert [p.name for p in written] == ["accuracy_vs_tokens.png", "accuracy_vs_tokens.pdf"]
-        assert imread(written[0])[..., :3].std() > 0.05
-        assert written[1].read_bytes().startswith(b"%PDF")
-
-
-def test_the_figure_shows_the_numbers_of_the_table(single: pd.DataFrame):
-    rows = records.analyse(single)
-    figure = figures.accuracy_against_tokens([row.line for row in rows])
-    avg, cons = figure.axes
-    strong = next(row.line for row in rows if row.cell.method == "strong")
-    for axis, value in ((avg, strong.avg), (cons, strong.cons)):
-        drawn = next(c for c in axis.containers if c.get_label() == "strong")
-        assert drawn.lines[0].get_ydata().tolist() == [pytest.approx(100 * value)]
-        assert drawn.lines[0].get_xdata()[0] == pytest.approx(strong.total_tokens, rel=0.01)
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert set(names) == {"strong", "twin", "weak", "random", "oracle", "no pruning"}
-    styles = {
-        (c.lines[0].get_marker(), c.lines[0].get_linestyle())
-        for c in avg.containers
-        if c.get_label() in METHODS
-    }
-    assert len(styles) == len(METHODS)  # told apart without colour
-
-
-def test_two_datasets_give_two_figures(tmp_path: Path, single: pd.DataFrame):
-    both = pd.concat([single, single.assign(dataset="hard/er")], ignore_index=True)
-    written = figures.write_figures(records.analyse(both), tmp_path)
-    assert sorted(p.name for p in written if p.suffix == ".png") == [
-        "accuracy_vs_tokens_tiny_arithmetic_replay.png",
-        "accuracy_vs_tokens_tiny_hard-er_replay.png",
-    ]
 
 
 def test_importing_the_report_loads_nothing_heavy():

@@ -12,12 +12,17 @@ from prunebench.errors import ConfigError
 from prunebench.select import Finished, top_k
 from prunebench.vote import (
     Aggregator,
+    VoteOptions,
     best_of_n,
+    borda,
     credit,
+    filter_and_weight,
     majority,
     score_sum,
     score_weighted,
+    softmax_weighted,
     vote,
+    weighted_best_of_n,
 )
 
 NAN = float("nan")
@@ -243,3 +248,147 @@ def test_winning_probabilities_sum_to_one():
     for left, right in pairwise(sums):
         np.testing.assert_allclose(left, 1.0)
         np.testing.assert_allclose(right, 1.0)
+
+
+def everyone(codes: np.ndarray) -> np.ndarray:
+    return np.ones(codes.shape, dtype=bool)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_new_aggregators_agree_with_loops(seed: int):
+    rng = np.random.default_rng(seed)
+    codes, scores = rng.integers(-1, 3, size=(60, 7)), rng.normal(size=(60, 7))
+    scores[:20] = np.abs(scores[:20])  # rows of positive scores are weights as they are
+    scores[:, 0] = NAN
+    keep = rng.random(codes.shape) < 0.8
+    keep[:, 1:3] = True
+    options = VoteOptions(temperature=0.4, power=1.7, top=0.4)
+    wins = {a: vote(a, codes, keep, scores, options) for a in Aggregator}
+    for r in range(60):
+        members = [int(i) for i in np.flatnonzero(keep[r])]
+        worst = min(scores[r, i] for i in members if scores[r, i] == scores[r, i])
+        value = {i: worst if scores[r, i] != scores[r, i] else scores[r, i] for i in members}
+        mean = sum(value.values()) / len(members)
+        sd = (sum((v - mean) ** 2 for v in value.values()) / len(members)) ** 0.5
+        low, high = min(value.values()), max(value.values())
+        shift = 0.0 if low > 0 else (high - low) / len(members) - low
+        positive = {i: value[i] + shift for i in members}
+        nan = {i for i in members if scores[r, i] != scores[r, i]}
+        below = {i: sum((j in nan, value[j]) < (i in nan, value[i]) if (j in nan) == (i in nan)
+                        else j in nan for j in members) for i in members}  # fmt: skip
+        voters = [i for i in members if codes[r, i] >= 0]
+        bar = np.percentile([positive[i] for i in voters], 60) if voters else 0.0
+        weights = {
+            Aggregator.softmax_weighted: {i: np.exp((value[i] - mean) / sd / 0.4) for i in members},
+            Aggregator.borda: {i: (below[i] + 1) ** 1.7 for i in members},
+            Aggregator.weighted_best_of_n: positive,
+            Aggregator.filter_and_weight: {i: positive[i] * (positive[i] >= bar) for i in members},
+        }
+        for aggregator, weight in weights.items():
+            tally: Counter[int] = Counter()
+            for i in voters:
+                tally[int(codes[r, i])] += weight[i]
+            win = wins[aggregator][r]
+            top = max(tally.values(), default=0)
+            tied = {c for c, w in tally.items() if abs(w - top) < 1e-9 * top}
+            expected = [1 / len(tied) if c in tied else 0.0 for c in range(len(win))]
+            np.testing.assert_allclose(win, expected, err_msg=f"{aggregator} {r}")
+
+
+def test_softmax_between_best_path_and_majority():
+    codes, scores = np.array([[0, 0, 0, 1]]), np.array([[0.0, 0.1, 0.2, 0.9]])
+    keep = everyone(codes)
+    assert softmax_weighted(codes, keep, scores, 0.01).tolist() == [[0, 1]]
+    assert softmax_weighted(codes, keep, scores, 100.0).tolist() == [[1, 0]]
+    np.testing.assert_array_equal(
+        softmax_weighted(codes, keep, scores, 1.0), score_weighted(codes, keep, scores)
+    )
+    # The best path has no answer: the temperature must not take the vote from all the others.
+    codes = np.array([[-1, 1, 0, 0]])
+    assert softmax_weighted(codes, keep, np.array([[9.0, 3, 1, 0]]), 1e-3).tolist() == [[0, 1]]
+
+
+def test_borda_by_hand():
+    # Ranks from the top: 0, 1, 2, 3 of four kept: weights 4, 3, 2, 1; the fifth is dropped.
+    codes = np.array([[0, 1, 1, 0, 0]])
+    scores = np.array([[9.0, 8.0, 7.0, -5.0, 99.0]])
+    keep = np.array([[True, True, True, True, False]])
+    assert borda(codes, keep, scores, 1.0).tolist() == [[0.5, 0.5]]
+    assert borda(codes, keep, scores, 0.5).tolist() == [[0, 1]]  # 2 + 1 against 1.73 + 1.41
+    assert borda(codes, keep, scores, 0.0).tolist() == majority(codes, keep).tolist()
+    # Ties share their rank, NaN is below -inf: weights 3.5, 3.5, 1, 2.
+    scores = np.array([[5.0, 5.0, NAN, -np.inf, 0.0]])
+    assert borda(codes, keep, scores, 1.0).tolist() == [[1, 0]]
+
+
+def test_weighted_best_of_n_by_hand():
+    codes = np.array([[0, 1, 1, 0]] * 4)
+    scores = np.array(
+        [
+            [0.9, 0.5, 0.5, 0.05],  # as they are: 0.95 against 1.0
+            [0.9, -0.5, 0.5, 0.4],  # shifted by 0.5 + 1.4 / 4: 3.0 against 1.7
+            [NAN, 2.0, np.inf, -np.inf],  # one finite score: a majority
+            [np.inf, 1.0, 3.0, NAN],  # inf counts as 3, NaN as 1
+        ]
+    )
+    expected = [[0, 1], [1, 0], [0.5, 0.5], [0.5, 0.5]]
+    assert weighted_best_of_n(codes, everyone(codes), scores).tolist() == expected
+
+
+# Confidences of 20 paths and what the functions filter_top_confidence and weighted_majority_vote of
+# the PyPI package deepconf 0.1.0 made of them, with each confidence as the trace's only token.
+CONFIDENCES = [9.1, 12.4, 10.0, 15.2, 14.9, 11.1, 13.3, 15.2, 8.7, 9.9,
+               12.0, 14.1, 10.5, 13.9, 11.8, 14.9, 9.4, 12.7, 13.0, 10.8]  # fmt: skip
+ANSWERS = [0, 1, 0, 2, 1, 0, 0, 2, 0, 0, 1, 1, 2, 0, 0, 1, 0, 2, 1, 0]
+DEEPCONF = {0.05: (2, 2), 0.1: (2, 2), 0.2: (2, 4), 0.25: (1, 5), 0.5: (1, 10), 0.9: (0, 18)}
+
+
+@pytest.mark.parametrize("top", DEEPCONF)
+def test_filter_and_weight_agrees_with_the_package(top: float):
+    codes, scores = np.array([ANSWERS]), np.array([CONFIDENCES])
+    answer, n_kept = DEEPCONF[top]
+    assert filter_and_weight(codes, everyone(codes), scores, top)[0].argmax() == answer
+    bar = np.sort(CONFIDENCES)[-n_kept]
+    only = scores >= bar
+    assert only.sum() == n_kept
+    np.testing.assert_array_equal(
+        filter_and_weight(codes, everyone(codes), scores, top),
+        weighted_best_of_n(codes, only, scores),
+    )
+
+
+def test_filter_and_weight_asks_those_with_an_answer():
+    codes = np.array([[-1, -1, 0, 1, 1]])
+    scores = np.array([[9.0, 8.0, 3.0, 2.0, 2.0]])
+    keep = everyone(codes)
+    assert filter_and_weight(codes, keep, scores, 0.1).tolist() == [[1, 0]]
+    assert filter_and_weight(codes, keep, scores, 1.0).tolist() == [[0, 1]]
+    keep[0, 2] = False
+    assert filter_and_weight(codes, keep, scores, 0.1).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("aggregator", list(Aggregator))
+def test_scores_that_say_nothing_are_a_majority(aggregator: Aggregator):
+    codes = np.array([[0, 0, 1, -1]])
+    for row in ([2.0] * 4, [NAN] * 4):
+        win = vote(aggregator, codes, everyone(codes), np.array([row]))
+        chance = aggregator is Aggregator.best_of_n  # a random one of the tied paths
+        np.testing.assert_allclose(win, [[2 / 3, 1 / 3]] if chance else [[1, 0]])
+
+
+@pytest.mark.parametrize("aggregator", list(Aggregator))
+def test_a_vote_does_not_depend_on_the_order_of_the_paths(aggregator: Aggregator):
+    rng = np.random.default_rng(0)
+    codes, scores = rng.integers(-1, 4, size=(50, 8)), rng.integers(-2, 3, size=(50, 8)) * 1.0
+    keep, order = rng.random(codes.shape) < 0.7, rng.permutation(8)
+    np.testing.assert_allclose(
+        vote(aggregator, codes, keep, scores),
+        vote(aggregator, codes[:, order], keep[:, order], scores[:, order]),
+    )
+
+
+@pytest.mark.parametrize("option", ["temperature", "power", "top"])
+@pytest.mark.parametrize("value", [-1.0, NAN, np.inf])
+def test_impossible_options_of_a_vote(option: str, value: float):
+    with pytest.raises(ConfigError, match=f"'{option}' parameter of the vote must be .* Got"):
+        VoteOptions(**{option: value})

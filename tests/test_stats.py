@@ -155,3 +155,127 @@ def test_without_candidates_nothing_is_marked():
         stats.compare_with_best([np.ones((3, 1))], may_be_best=[False]),
     ):
         assert not any(c.best or c.tied for c in result)
+
+
+# ----------------------------------------------------------------- functions of several means
+
+
+def headroom(method, random, oracle):
+    return (method - random) / (oracle - random)
+
+
+def test_a_function_of_means_agrees_with_scipy_and_with_the_delta_method():
+    rng = np.random.default_rng(0)
+    full = rng.gamma(20, 10, size=60)
+    tokens = full * rng.beta(8, 12, size=60)
+    ours = stats.ratio_estimate(tokens, full, lambda r: 100 * (1 - r), n_resamples=20_000)
+    theirs = scipy_stats.bootstrap(
+        (tokens, full),
+        lambda t, f, axis: 100 * (1 - t.mean(axis) / f.mean(axis)),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=1,
+    ).confidence_interval
+    ratio = tokens.mean() / full.mean()
+    width = theirs.high - theirs.low
+    assert ours.mean == pytest.approx(100 * (1 - ratio))
+    assert (ours.lo, ours.hi) == pytest.approx((theirs.low, theirs.high), abs=0.04 * width)
+    error = 100 * (tokens - ratio * full).std() / full.mean() / math.sqrt(60)
+    assert ours.hi - ours.lo == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_a_function_of_one_mean_is_the_plain_estimate():
+    values = np.random.default_rng(1).random((9, 7))
+    values[2, 3] = values[5] = NAN
+    same, plain = stats.estimate_of(lambda m: m, values, seed=3), stats.estimate(values, seed=3)
+    assert (same.mean, same.lo, same.hi) == pytest.approx((plain.mean, plain.lo, plain.hi))
+
+
+def test_arrays_are_resampled_together():
+    rng = np.random.default_rng(2)
+    hard = rng.random((20, 1))  # what a problem does to one row it does to the others
+    random = hard + 0.01 * rng.random((20, 8))
+    found = stats.estimate_of(headroom, random + 0.1, random, random + 0.2)
+    assert found.mean == pytest.approx(0.5)
+    assert (found.lo, found.hi) == pytest.approx((0.5, 0.5))
+    # One number per problem stands beside many subsets; unlike numbers of subsets by their means.
+    mixed = stats.estimate_of(lambda a, b: a - b, random, random.mean(axis=1))
+    assert mixed.mean == pytest.approx(0)
+    assert mixed.hi < 0.01
+    assert stats.estimate_of(lambda a, b: a - b, random, random[:, :3]).hi < 0.01
+
+
+def test_a_function_that_is_not_defined_is_missing():
+    nothing = stats.estimate_of(headroom, np.ones(5), np.ones(5), np.ones(5))
+    assert math.isnan(nothing.mean)
+    assert math.isnan(nothing.lo)
+    # The denominator is 0 in every resample without the one problem that has some.
+    rare = np.array([1.0, 0, 0, 0, 0, 0])
+    some = stats.ratio_estimate(rare, rare)
+    assert some.mean == 1.0
+    assert math.isnan(some.lo)
+    assert math.isnan(stats.ratio_estimate(np.array([1.0]), np.array([2.0])).lo)
+    shared = stats.estimate_of(lambda a, b: a + b, np.array([1.0, NAN, 3]), np.array([1.0, 1, NAN]))
+    assert shared.mean == 2.0
+    assert math.isnan(stats.ratio_estimate(np.array([NAN]), np.array([1.0])).mean)
+
+
+# ----------------------------------------------------------------------------------- McNemar
+
+
+def test_mcnemar_by_hand():
+    a = np.array([1, 1, 1, 1, 1, 0, 1, 0, 1.0])
+    b = np.array([0, 0, 0, 0, 0, 1, 1, 0, NAN])
+    found = stats.mcnemar(a, b)
+    # Six problems differ, five of them one way: 2 (C(6,0) + C(6,1)) / 2^6.
+    assert (found.n10, found.n01) == (5, 1)
+    assert found.p == pytest.approx(14 / 64)
+    assert found.p == pytest.approx(scipy_stats.binomtest(1, 6).pvalue)
+    assert stats.mcnemar(b, a).n01 == 5
+    assert stats.mcnemar(a, a).p == 1.0
+
+
+def test_mcnemar_splits_fractional_credits_at_one_half():
+    a = np.array([[1, 0.2, 0.5], [0.5, 0.5, 0.5], [0.1, 0.2, 0.9], [0.1, 0.4, NAN]])
+    b = np.array([[0.0], [0.0], [1.0], [0.75]])
+    found = stats.mcnemar(a, b)  # means 0.57, 0.5 (neither), 0.4, 0.25
+    assert (found.n10, found.n01) == (1, 2)
+    rounded = np.full((1, 3), 0.5 + 1e-12)
+    assert stats.mcnemar(rounded, np.zeros((1, 1))).n10 == 0
+
+
+def test_mcnemar_does_not_cry_wolf():
+    rng = np.random.default_rng(0)
+    p = [stats.mcnemar(rng.random(40) < 0.6, rng.random(40) < 0.6).p < 0.05 for _ in range(400)]
+    assert np.mean(p) <= 0.06
+
+
+# ------------------------------------------------------------------- what a sample can show
+
+
+@pytest.mark.parametrize("n_comparisons", [1, 5])
+def test_the_detectable_difference_is_detected_four_times_in_five(n_comparisons: int):
+    rng = np.random.default_rng(4)
+    n, sd = 24, 0.3
+    deltas = rng.normal(scale=sd, size=(400, n))
+    found = np.array(
+        [
+            stats.minimal_detectable_difference(d, np.zeros(n), n_comparisons=n_comparisons)
+            for d in deltas
+        ]
+    )
+    truth = found.mean()
+    shifted = rng.normal(loc=truth, scale=sd, size=(20_000, n))
+    p = scipy_stats.ttest_1samp(shifted, 0, axis=1).pvalue
+    assert (p < 0.05 / n_comparisons).mean() == pytest.approx(0.8, abs=0.025)
+
+
+def test_the_detectable_difference_by_hand():
+    a = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    # Differences 1, 0, 0.5, 0.5; sd 0.408, 3 degrees of freedom: (3.182 + 0.978) 0.408 / 2.
+    found = stats.minimal_detectable_difference(a, np.zeros((4, 1)))
+    assert found == pytest.approx((3.1824 + 0.9785) * np.sqrt(1 / 6) / 2, rel=1e-3)
+    assert math.isnan(stats.minimal_detectable_difference(a[:1], np.zeros((1, 1))))
+    assert math.isnan(stats.minimal_detectable_difference(a, a))

@@ -92,7 +92,7 @@ def drawn_of(text: str) -> Reply:
 
 def _drawn(choice: Mapping[str, Any], usage: Mapping[str, Any], finish: str | None) -> Drawn:
     ids = choice.get("token_ids")
-    pieces, values, tops = _columns(choice.get("logprobs"))
+    pieces, values, tops = columns(choice.get("logprobs"))
     if ids is None and pieces and all(p.startswith(ID_MARK) for p in pieces):
         ids = [int(piece.removeprefix(ID_MARK)) for piece in pieces]
     if ids is not None and values is not None and len(ids) != len(values):
@@ -112,7 +112,7 @@ def _drawn(choice: Mapping[str, Any], usage: Mapping[str, Any], finish: str | No
     )
 
 
-def _columns(
+def columns(
     logprobs: Mapping[str, Any] | None,
 ) -> tuple[list[str] | None, list[float] | None, Sequence[Mapping[str, float]]]:
     """Texts, log-probabilities and alternatives of the tokens, in the form of the completions API

@@ -153,16 +153,31 @@ def step(
     sort_more = truncates(n_vocab, sampling) and sampling.temperature > 0
     n_sorted = max(n_top, n_candidates(n_vocab, sampling)) if sort_more else n_top
     values, ids = logits.topk(n_sorted, dim=-1)
-    normaliser = logits.logsumexp(-1)
     chosen = choose(logits, keys, position, sampling, (values, ids))
+    return chosen, measure(logits, chosen, values[:, :n_top])
 
+
+def measure(logits: torch.Tensor, chosen: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """The statistics of the distributions that tokens were drawn from.
+
+    Parameters
+    ----------
+    logits : `(rows, vocab)`.
+    chosen : `(rows,)` int64 token ids.
+    top : `(rows, 20)` the largest logits, in descending order (fewer in a smaller vocabulary).
+
+    Returns
+    -------
+    stats : `(7, rows)` float32 in nats, in the order of `TOKEN_STATS`, of the raw distribution.
+    """
+    normaliser = logits.logsumexp(-1)
     logprob = logits.gather(-1, chosen[:, None])[:, 0] - normaliser
-    top_logprobs = values[:, :n_top] - normaliser[:, None]
+    top_logprobs = top - normaliser[:, None]
     top_p = top_logprobs.exp()
     # A probability of 0 contributes 0 to an entropy, not nan.
     top_entropy = -(top_p * top_logprobs.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
     entropy, total = entropy_and_sum(logits, normaliser)
-    return chosen, torch.stack(
+    return torch.stack(
         (
             logprob,
             top_logprobs.mean(-1),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -56,21 +55,12 @@ class StoredSession(Session):
     def _cut(self, trace: Trace) -> Trace:
         if trace.n_tokens <= self.position:
             return trace
-        ids = trace.token_ids[: self.position].copy()
-        return replace(
-            trace,
-            token_ids=ids,
-            text=self._decode(ids),
-            stats=trace.stats.cut(self.position),
-            stopped=False,
-            answer=None,
-            correct=False,
-        )
+        return trace.cut(self.position, self._decode)
 
     def internals(self) -> Internals:
         self.reencode_s = 0.0
         if self._internals is None:
-            prefixes = [trace.token_ids[: self.position] for trace in self._live]
+            prefixes = [trace.known_ids[: self.position] for trace in self._live]
             start = time.perf_counter()
             self._internals = self._encode(self.prompt_ids, prefixes)
             self.reencode_s = time.perf_counter() - start

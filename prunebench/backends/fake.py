@@ -160,7 +160,7 @@ _CONNECTIVES = ("", "So ", "Then ", "Now ", "Hence ")
 _TURNS = ("Wait, ", "Alternatively, ", "Let me check. ", "Hmm, ")
 
 
-def _text(rng: np.random.Generator, answer: str, style: Style) -> str:
+def _text(rng: np.random.Generator, answer: str, style: str) -> str:
     """Some lines of arithmetic, in one to four thoughts, then the answer."""
     parts = []
     for line in range(int(rng.integers(1, 13))):
@@ -172,10 +172,10 @@ def _text(rng: np.random.Generator, answer: str, style: Style) -> str:
     match style:
         case Style.LINE:
             parts.append(f"A{answer}")
-        case Style.MATH:
-            parts.append(f"\\boxed{{{answer}}}")
         case Style.CHOICE:
             parts.append(f'"ANSWER": "{answer}"')
+        case _:
+            parts.append(f"\\boxed{{{answer}}}")
     return "".join(parts)
 
 

@@ -79,6 +79,7 @@ class OpenAIBackend(HubModel):
     path_noise: bool = False
 
     parallel_fill = False
+    remote = True
     needs_weights = False
 
     def __post_init__(self) -> None:

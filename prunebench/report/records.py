@@ -29,24 +29,33 @@ from prunebench.cells import (
 )
 from prunebench.errors import ConfigError, DamagedFile, PrunebenchError
 from prunebench.evaluate import ProblemResult, Status, failed_problem
-from prunebench.types import SignalType
+from prunebench.types import SignalType, Trace
 from prunebench.vote import Aggregator
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 BOOTSTRAP_SEED = 20240516
 """Fixed, so that the same records always give the same table."""
 
-_TEXT = ("run_id", "bank", "model", "dataset", "method", "type", "mode", "setting", "aggregator")
+_TEXT = (
+    *("run_id", "bank", "model", "dataset", "method", "type", "mode", "setting", "aggregator"),
+    *("rule", "weights"),
+)
+_PATH_TEXT = ("run_id", "bank", "model", "dataset", "method", "type")
+_PATH_KEY = ("bank", "method", "prefix_length", "seed", "problem_id", "index")
 _COUNTS = ("n_paths", "keep", "prefix_length", "seed")
 _MEANS = (
     *("avg", "cons", "generator_tokens", "verifier_tokens", "full_tokens", "auroc"),
-    *("n_correct", "killed_correct", "probe_tokens", "calls", "money", "score_seconds"),
+    *("n_correct", "killed_correct", "n_kept", "probe_tokens", "calls", "money", "score_seconds"),
+    *("launch_seconds", "check_seconds", "resume_seconds", "check_bytes"),
 )
-_SCALARS = ("probe_tokens", "calls", "money", "score_seconds")
+_SCALARS = (
+    *("probe_tokens", "calls", "money", "score_seconds"),
+    *("launch_seconds", "check_seconds", "resume_seconds", "check_bytes"),
+)
 _LISTS = ("avg_subsets", "cons_subsets", "auroc_subsets")
 
 
@@ -98,6 +107,54 @@ def record(cell: Cell, result: ProblemResult) -> dict[str, Any]:
     }
 
 
+def path_schema() -> pa.Schema:
+    """Columns of `paths.parquet`: one row per path, method and checkpoint. `score` is null where
+    the path could not be scored, `correct` where nobody knows (pruned online). With `probability`
+    the score is the probability of ending right that the method claims."""
+    import pyarrow as pa
+
+    columns = [
+        *((name, pa.string()) for name in _PATH_TEXT),
+        ("seed", pa.int64()),
+        ("prefix_length", pa.int64()),
+        ("probability", pa.bool_()),
+        ("problem_id", pa.string()),
+        ("index", pa.int32()),
+        ("score", pa.float64()),
+        ("n_tokens", pa.int32()),
+        ("stopped", pa.bool_()),
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),
+    ]
+    return pa.schema(columns, metadata={"prunebench_paths": SCHEMA_VERSION})
+
+
+def path_record(
+    cell: Cell,
+    prefix_length: int,
+    problem_id: str,
+    trace: Trace,
+    score: float,
+    *,
+    probability: bool,
+    correct: bool | None,
+) -> dict[str, Any]:
+    """The row of one path at one checkpoint."""
+    return {
+        **{name: str(getattr(cell, name)) for name in _PATH_TEXT},
+        "seed": cell.seed,
+        "prefix_length": prefix_length,
+        "probability": probability,
+        "problem_id": problem_id,
+        "index": trace.index,
+        "score": None if score != score else score,
+        "n_tokens": trace.n_tokens,
+        "stopped": trace.stopped,
+        "answer": trace.answer,
+        "correct": correct,
+    }
+
+
 def failed_record(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     """The row of a cell that failed or was skipped as a whole."""
     return {**record(cell, failed_problem("", reason)), "status": str(status)}
@@ -113,42 +170,67 @@ def frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def write(path: Path, records: pd.DataFrame) -> None:
     """Write records to `path`; at no moment is there half a file under that name."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    table = pa.Table.from_pandas(records, schema=schema(), preserve_index=False)
-    # pandas leaves its own description in the metadata; ours alone is what readers rely on.
-    table = table.replace_schema_metadata(schema().metadata)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    _write(path, pa.Table.from_pandas(records, schema=schema(), preserve_index=False), schema())
+
+
+def write_paths(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of `paths.parquet`."""
+    import pyarrow as pa
+
+    _write(path, pa.Table.from_pylist(list(rows), schema=path_schema()), path_schema())
 
 
 def read(paths: Iterable[Path]) -> pd.DataFrame:
     """Read the records of one or many runs into one DataFrame."""
+    tables = [_read(path, "records", schema()) for path in paths]
+    import pyarrow as pa
+
+    return pa.concat_tables(tables).to_pandas() if tables else frame([])
+
+
+def read_paths(paths: Iterable[Path]) -> pd.DataFrame:
+    """Read what one or many runs wrote of their paths, each path of a method and checkpoint once.
+    Runs that wrote nothing are left out."""
+    import pyarrow as pa
+
+    found = [_read(path, "paths", path_schema()) for path in paths if path.exists()]
+    table = pa.concat_tables([path_schema().empty_table(), *found]).to_pandas()
+    return table.drop_duplicates(list(_PATH_KEY), ignore_index=True)
+
+
+def _write(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    import pyarrow.parquet as pq
+
+    # pandas leaves its own description in the metadata; ours alone is what readers rely on.
+    table = table.replace_schema_metadata(schema.metadata)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _read(path: Path, kind: str, schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = []
-    for path in paths:
-        try:
-            table = pq.ParquetFile(path).read()
-        except FileNotFoundError:
-            raise ConfigError(
-                f"There are no records at {path}. Give the path of a "
-                "'records.parquet', found in the folder of a run."
-            ) from None
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedFile(
-                f"The records {path} cannot be read ({error}). Run the experiment again, or "
-                "leave this file out."
-            ) from error
-        version = (table.schema.metadata or {}).get(b"prunebench_records", b"").decode()
-        if version != SCHEMA_VERSION:
-            raise DamagedFile(
-                f"The file {path} does not hold records of schema version {SCHEMA_VERSION} "
-                f"(found: {version or 'none'}). Make it again with this version of prunebench."
-            )
-        tables.append(table.select(schema().names).cast(schema()))
-    return pa.concat_tables(tables).to_pandas() if tables else frame([])
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There are no records at {path}. Give the path of a "
+            f"'{kind}.parquet', found in the folder of a run."
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(
+            f"The records {path} cannot be read ({error}). Run the experiment again, or "
+            "leave this file out."
+        ) from error
+    version = (table.schema.metadata or {}).get(f"prunebench_{kind}".encode(), b"").decode()
+    if version != SCHEMA_VERSION:
+        raise DamagedFile(
+            f"The file {path} does not hold {kind} of schema version {SCHEMA_VERSION} "
+            f"(found: {version or 'none'}). Make it again with this version of prunebench."
+        )
+    return table.select(schema.names).cast(schema)
 
 
 def analyse(records: pd.DataFrame) -> list[Row]:
@@ -269,6 +351,7 @@ def _line(
     return summarise(
         cell,
         own,
+        none=results.get(replace(cell.reference(NONE), run_id=""), ()),
         random=results.get(replace(cell.reference(RANDOM), run_id=""), ()),
         oracle=results.get(replace(cell.reference(ORACLE), run_id=""), ()),
         seed=BOOTSTRAP_SEED,
