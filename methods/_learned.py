@@ -68,6 +68,22 @@ class Learned(SignalGenerator, Trainable):
         except Exception as error:  # readers of JSON and safetensors have many errors of their own
             raise damaged(name, folder, error) from error
         check_model(name, metrics.get("model", {}), context.backend.identity())
+        self._check_options(made_with, folder)
+        self.weights_, self.metrics_ = weights, metrics
+        return self
+
+    def check_weights(self, folder: FilePath) -> None:
+        if not self.structure:
+            return
+        try:
+            made_with = dict(json.loads((folder / f"{self.file_stem}.json").read_text())["options"])
+        except FileNotFoundError:
+            return  # published weights have no record; of ours `load` says that it is missing
+        except Exception as error:  # as in `load`
+            raise damaged(self.file_stem, folder, error) from error
+        self._check_options(made_with, folder)
+
+    def _check_options(self, made_with: dict[str, Any], folder: FilePath) -> None:
         options = self._options()
         for option in self.structure:
             if options[option] != made_with.get(option):
@@ -76,8 +92,6 @@ class Learned(SignalGenerator, Trainable):
                     f"trained weights in {folder}, {made_with.get(option)!r}. Got "
                     f"{options[option]!r} instead; train it again for that."
                 )
-        self.weights_, self.metrics_ = weights, metrics
-        return self
 
     def _arrays(self) -> dict[str, Any]:
         """The weights as NumPy arrays."""

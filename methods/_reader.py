@@ -29,6 +29,7 @@ class CacheReader(Learned):
 
     requires = frozenset({Capability.CACHE_READER})
     weight_names = frozenset({"embeddings", "head.weight", "head.bias"})
+    structure = ("centred",)  # which says whether scores are logits of a probability
 
     n_tokens: int = 4
     rank: int = 16

@@ -51,7 +51,7 @@ class MLPProbe(StateSignal):
 
     paper = "arXiv 2504.05419, https://arxiv.org/abs/2504.05419"
     weight_names = NAMES
-    structure = ("layer", "pooling", "mark")
+    structure = ("layer", "pooling", "mark", "centred")
 
     layer: int | None = None
     pooling: Pooling = Pooling.mean

@@ -78,6 +78,7 @@ class PRM(RewardMethod):
     """
 
     paper = "arXiv 2501.07301, https://arxiv.org/abs/2501.07301"
+    structure = ("centred",)
 
     aggregation: Aggregation = Aggregation.last
     steps: Steps = Steps.marked

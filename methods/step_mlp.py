@@ -52,7 +52,7 @@ class StepMLP(StateSignal):
 
     paper = "arXiv 2601.09093, https://arxiv.org/abs/2601.09093"
     weight_names = NAMES
-    structure = ("layer", "mark")
+    structure = ("layer", "mark", "centred")
 
     layer: int = -1
     mark: str = ""

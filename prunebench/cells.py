@@ -294,8 +294,10 @@ def summarise(
 def _turned(cons: np.ndarray, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`(P, R)` how much of a right vote pruning loses and wins, subset by subset: the first R
     subsets of a problem are the same for every row of a block."""
-    width = min(cons.shape[1], without.shape[1])
-    change = cons[:, :width] - without[:, :width]
+    if 1 not in (cons.shape[1], without.shape[1]):
+        width = min(cons.shape[1], without.shape[1])
+        cons, without = cons[:, :width], without[:, :width]
+    change = cons - without
     nan = np.where(np.isnan(change), np.nan, 0.0)
     return np.maximum(-change, nan), np.maximum(change, nan)
 

@@ -302,9 +302,11 @@ class RunConfig:
                 f"protocol={self.protocol.value} is a rule about complete paths. Got mode=online; "
                 f"use mode=replay."
             )
-        self.settle()
-        for _, keep in self.pruning.stages:
-            check_keep(keep, n)
+        if self.weights is not None and self.mode is Mode.online:
+            raise ConfigError(
+                f"The votes' 'weights' are scores of another method, which only mode=replay has. "
+                f"Got weights={self.weights} with mode=online; leave one out."
+            )
         if self.weights is not None:
             registry.method_class(self.weights)
         rules: list[tuple[str, Any, bool, str]] = [
@@ -352,6 +354,12 @@ class RunConfig:
                 raise ConfigError(
                     f"The '{name}' parameter must be {constraint}. Got {value} instead."
                 )
+        self.settle()
+        pruning = self.pruning
+        counted = pruning.rule is Select.top_k and self.protocol is Protocol.prune
+        for _, keep in pruning.stages:
+            if counted and self.retention != "auto":  # which keeps at most n_paths
+                check_keep(keep, n)
 
     @property
     def n_workers(self) -> int:

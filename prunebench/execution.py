@@ -21,6 +21,7 @@ from prunebench.cells import NONE, ORACLE, RANDOM, Cell
 from prunebench.config import RunConfig, plain
 from prunebench.endpoint import Endpoint
 from prunebench.environment import environment
+from prunebench.errors import ConfigError
 from prunebench.evaluate import Status, draw_subsets
 from prunebench.lab import Stored
 from prunebench.modes import Protocol
@@ -29,6 +30,9 @@ from prunebench.references import no_pruning, oracle_pruning, random_pruning
 from prunebench.report import pieces, records
 from prunebench.scores import ScoredBatch
 from prunebench.select import Finished, Select
+from prunebench.storage import content_hash
+from prunebench.types import Capability
+from prunebench.vote import Aggregator, VoteOptions
 
 
 @dataclass(kw_only=True)
@@ -39,6 +43,7 @@ class Execution:
     ----------
     rows : records, one per cell and problem.
     paths : of the scores, one per path and checkpoint, for `paths.parquet`.
+    complete : False when the same command may do better, because a server gave no answer.
     seconds : wall time by phase.
     notes : facts for people that have no place in a table.
     bank : folder of the trace bank, if one was used.
@@ -47,6 +52,7 @@ class Execution:
 
     rows: list[dict[str, Any]]
     paths: list[dict[str, Any]] = field(default_factory=list)
+    complete: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     bank: Path | None = None
@@ -57,10 +63,12 @@ def cell_of(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
     parts = []  # what differs from the default
     if run.dataset.limit is not None:
         parts.append(f"first {run.dataset.limit} problems")
-    if run.pool > run.n_paths:
-        parts.append(f"{run.evaluation.n_subsets} subsets of {run.pool}")
+    if run.pool_size is not None:
+        parts.append(f"pool of {run.pool}")
     if run.finished is Finished.keep_free:
         parts.append("finished paths kept free")
+    parts += _vote_options(run)
+    pruned = run.protocol is Protocol.prune
     varies = run.select is not Select.top_k or run.protocol is not Protocol.prune
     return Cell(
         run_id=run_id,
@@ -74,11 +82,34 @@ def cell_of(run: RunConfig, run_id: str, label: str, bank: str = "") -> Cell:
         keep=0 if varies else run.keep,
         prefix_length=run.prefix_length,
         setting=", ".join(parts),
-        aggregator=run.aggregator,
-        rule=run.pruning.describe(run.n_paths) or protocols.describe(run),
-        weights=run.weights or "",
+        aggregator=run.aggregator if pruned else Aggregator.majority,
+        rule=_rule(run),
+        weights=_weights(run) if pruned else "",
         seed=run.seed,
     )
+
+
+def _rule(run: RunConfig) -> str:
+    try:
+        return protocols.describe(run) or run.pruning.describe(run.n_paths)
+    except ConfigError:  # the cell has failed because of it
+        return ""
+
+
+def _weights(run: RunConfig) -> str:
+    return f"{run.weights} at the end" if run.weights and run.weights_at_end else run.weights or ""
+
+
+def _vote_options(run: RunConfig) -> list[str]:
+    """Parameters of the aggregator that differ from the default."""
+    own = {
+        Aggregator.softmax_weighted: "temperature",
+        Aggregator.borda: "power",
+        Aggregator.filter_and_weight: "top",
+    }.get(run.aggregator)
+    if own is None or getattr(run.vote, own) == getattr(VoteOptions(), own):
+        return []
+    return [f"{own} {getattr(run.vote, own):g}"]
 
 
 def plan(run: RunConfig, stored: Iterable[Stored], *, joint: bool) -> dict[str, np.ndarray]:
@@ -132,6 +163,7 @@ def path_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `paths.parquet`: what the method thought of each path at each checkpoint."""
     traces = {trace.index: trace for trace in stored.traces}
+    scoring = scoring_of(run)
     rows = []
     for (prefix_length, _), batch in zip(run.pruning.stages, batches, strict=True):
         claimed = run.method.probabilities(batch.scores)
@@ -147,9 +179,20 @@ def path_rows(
                     score,
                     probability=claimed is not None,
                     correct=trace.correct,
+                    **scoring,
                 )
             )
     return rows
+
+
+def scoring_of(run: RunConfig) -> dict[str, Any]:
+    """What tells the scores of a run apart from those of others, for `records.path_record`."""
+    asks = Capability.ENDPOINT in run.method.requires
+    options = {
+        "method": plain(run.method),
+        "endpoint": run.endpoint.identity() if asks else None,
+    }
+    return {"joint": run.method.joint, "config": content_hash(options)[:8]}
 
 
 def store_traces(
@@ -188,7 +231,7 @@ def write_run(
     records.write_paths(folder / "paths.parquet", execution.paths)
     facts = {
         "run_id": run_id,
-        "key": key,
+        "key": key if execution.complete else None,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "config": plain(run),
         "bank": None if execution.bank is None else str(execution.bank),

@@ -233,11 +233,12 @@ def _described(row: Row) -> dict[str, Any] | None:
     from prunebench.cells import REFERENCES
 
     cell, line = row.cell, row.line
-    full = [float(np.nanmean(r.full_tokens)) for r in row.results if len(r.full_tokens)]
+    tokens = [own[~np.isnan(own)] for own in (r.full_tokens for r in row.results) if len(own)]
+    full = [float(own.mean()) for own in tokens if len(own)]
     if (
         cell.method in REFERENCES
         or getattr(cell, "rule", "")
-        or not full
+        or not tokens
         or math.isnan(line.cons)
         or math.isnan(line.total_tokens)
     ):
@@ -248,8 +249,11 @@ def _described(row: Row) -> dict[str, Any] | None:
         "L_prefix": cell.prefix_length,
         "cons": line.cons,
         "C": line.total_tokens,
-        "path_length": float(np.mean(full)) / cell.n_paths,
+        "path_length": float(np.mean(full)) / cell.n_paths if full else math.nan,
     }
+
+
+_LOGARITHMIC = ("C", "L_prefix", "L_task", "best")
 
 
 def fit(points: pd.DataFrame, *, level: float = 0.95) -> Fit:
@@ -261,7 +265,7 @@ def fit(points: pd.DataFrame, *, level: float = 0.95) -> Fit:
 
     Parameters
     ----------
-    points : as from `best_points`.
+    points : as from `best_points`; those with a number that is not known are left out, with a note.
 
     Raises
     ------
@@ -270,10 +274,14 @@ def fit(points: pd.DataFrame, *, level: float = 0.95) -> Fit:
     """
     from scipy.special import stdtrit
 
+    n_given = len(points)
+    points = points.loc[np.isfinite(points[[*_LOGARITHMIC]].to_numpy(np.float64)).all(axis=1)]
+    n_lost = n_given - len(points)
+    lost = f"{n_lost} of {n_given} cells are left out: a length or the tokens are not known"
     if reasons := _unidentified(points):
         raise ConfigError(
             "This sweep cannot identify the retention law: "
-            + "; ".join(reasons)
+            + "; ".join([*reasons, *([lost] if n_lost else [])])
             + ". Sweep several keep, n_paths, prefix_length and at least two datasets (or models) "
             "with paths of unlike length."
         )
@@ -304,7 +312,7 @@ def fit(points: pd.DataFrame, *, level: float = 0.95) -> Fit:
     predicted = points.assign(predicted=np.exp(design @ solution))
     spread = float(((target - target.mean()) ** 2).sum())
     n_edge, n_tied = (int(np.sum(points[name].to_numpy(bool))) for name in ("at_edge", "tied"))
-    notes = []
+    notes = [lost] if n_lost else []
     if n_edge:
         notes.append(
             f"in {n_edge} of {n} cells the best retention is the smallest or largest tried: "

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from prunebench import __version__, compose, config, plans, runner
-from prunebench.environment import environment
+from prunebench import compose, config, plans, registry, runner
+from prunebench.cells import REFERENCES
+from prunebench.environment import code_hash
 from prunebench.errors import ConfigError, NotTrained, PrunebenchError
 from prunebench.evaluate import Status
 from prunebench.execution import Execution, failed_execution, write_run
@@ -166,10 +167,22 @@ def _key(run: config.RunConfig) -> str:
             "dataset": run.dataset.identity(),
             "method": source_hash(type(run.method)),
             "checkpoint": weights,
-            "code": environment()["code"],
-            "version": __version__,
+            "bank": LAB.bank_place(run)[1],
+            "law": None if run.coefficients is None else Path(run.coefficients).read_text(),
+            "weights": None if run.weights is None else _weights_key(run),
+            "code": code_hash(),
         }
     )
+
+
+def _weights_key(run: config.RunConfig) -> list[Any]:
+    """What determines the scores that weigh the votes."""
+    assert run.weights is not None
+    method = registry.method_class(run.weights)()
+    weights = None
+    with suppress(NotTrained):
+        weights = LAB.prepared(replace(run, method=method, weights=None)).checkpoint_hash
+    return [source_hash(type(method)), weights]
 
 
 def _is_done(folder: Path, key: str) -> bool:
@@ -179,8 +192,9 @@ def _is_done(folder: Path, key: str) -> bool:
         table = records.read([folder / "records.parquet"])
     except (OSError, ValueError, PrunebenchError):
         return False
-    if facts.get("key") != key or str(Status.FAILED) in set(table["status"]):
-        return False
+    skipped = table[(table["status"] == str(Status.SKIPPED)) & table["method"].isin(REFERENCES)]
+    if facts.get("key") != key or str(Status.FAILED) in set(table["status"]) or len(skipped):
+        return False  # references are skipped online as long as there is no bank
     (folder / "records.parquet").touch()
     return True
 
@@ -226,7 +240,7 @@ def _report_cell(
 ) -> None:
     """One line for a cell of a sweep, whose tables and figures come at the end."""
     rows = records.analyse(records.frame(execution.rows))
-    line = next(row.line for row in rows if row.cell.method == label)
+    line = next((row.line for row in rows if row.cell.method == label), rows[0].line)
     numbers = f"avg {line.avg:.3f}, cons {line.cons:.3f}"
     if line.status in (Status.FAILED, Status.SKIPPED):
         numbers = f"{line.status}: {line.reason}"
@@ -243,8 +257,8 @@ def _report(
 ) -> None:
     """Table on the console; tables, figures and the page in the folder of the run."""
     report = build([folder / "records.parquet"], folder, max_mb=run.report.max_mb)
-    line = next(row.line for row in report.rows if row.cell.method == label)
-    if line.status == Status.FAILED:
+    line = next((row.line for row in report.rows if row.cell.method == label), None)
+    if line is not None and line.status == Status.FAILED:
         _RESULT.n_failed += 1
     tables.show(report.rows, console)
     spent = ", ".join(f"{phase} {value:.1f} s" for phase, value in execution.seconds.items())

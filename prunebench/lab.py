@@ -319,6 +319,7 @@ def found_weights(method: SignalGenerator, run: RunConfig) -> tuple[Path | None,
         output=run.train.output,
         embedded=run.model.id == "embedded:tiny" and run.model.path is None,
     )
+    method.check_weights(folder)
     return folder, checkpoints.fingerprint(folder)
 
 

@@ -187,6 +187,10 @@ class Trainable(ABC):
     def load(self, folder: FilePath, context: Context) -> Self:
         """Read what `save` wrote and get ready to score with `context.backend`."""
 
+    def check_weights(self, folder: FilePath) -> None:  # noqa: B027  optional hook
+        """Raise `ConfigError` when the weights in a folder were made for options that these are
+        not. Loads nothing: scores may come from the cache."""
+
     @property
     def needs_training(self) -> bool:
         """Whether these options score with weights that `prunebench train` makes."""

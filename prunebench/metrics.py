@@ -15,8 +15,9 @@ Numbers = Any
 
 
 def accuracy_of_kept(correct: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """avg@k|N: `(R,)` share of right paths among the kept; `correct`, `keep` `(R, n)` bool."""
-    return (correct & keep).sum(axis=1) / keep.sum(axis=1)
+    """avg@k|N: `(R,)` share of right paths among the kept, NaN where none is; `correct`, `keep`
+    `(R, n)` bool."""
+    return _ratio((correct & keep).sum(axis=1), keep.sum(axis=1))
 
 
 def killed_correct(correct: np.ndarray, keep: np.ndarray) -> np.ndarray:

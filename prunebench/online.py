@@ -26,7 +26,15 @@ from prunebench.evaluate import (
     pool_of,
     voted_answer,
 )
-from prunebench.execution import Execution, cell_of, plan, progress, references, store_traces
+from prunebench.execution import (
+    Execution,
+    cell_of,
+    plan,
+    progress,
+    references,
+    scoring_of,
+    store_traces,
+)
 from prunebench.lab import Lab, Stored
 from prunebench.metrics import accuracy_of_kept
 from prunebench.report import records
@@ -89,7 +97,8 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
         if run.select is not Select.top_k:
             counts = {r.problem_id: r.n_kept for r in results if r.status is Status.OK}
         plans = plan(run, stored.values(), joint=False)
-        rows += references(run, cell, stored, plans, run.pruning, as_many_as=counts)
+        exact = list(references(run, cell, stored, plans, run.pruning, as_many_as=counts))
+        rows += _timed(exact, cell.method, results)
         notes.append(
             f"{sum(same)} of {len(same)} problems: every kept path has the tokens that the "
             f"trace bank has for it"
@@ -111,6 +120,20 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
         if stored
         else None,
     )
+
+
+def _timed(
+    exact: list[dict[str, Any]], method: str, results: Sequence[ProblemResult]
+) -> list[dict[str, Any]]:
+    """The exact rows of references, with the seconds that this run measured of its own one."""
+    measured = {r.problem_id: r for r in results if r.status is Status.OK}
+    for row in exact:
+        if row["method"] == method and row["problem_id"] in measured:
+            result = measured[row["problem_id"]]
+            for name in ("launch_seconds", "check_seconds", "resume_seconds", "check_bytes"):
+                value = getattr(result, name)
+                row[name] = None if value != value else value
+    return exact
 
 
 def _attempt(
@@ -137,6 +160,7 @@ def _path_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `paths.parquet`. How a pruned path would have ended only the bank knows."""
     known = {t.index: t for t in (reference.traces if reference else outcome.finished)}
+    scoring = scoring_of(run)
     rows = []
     for (prefix_length, _), check in zip(run.pruning.stages, outcome.checks, strict=True):
         claimed = run.method.probabilities(check.scores)
@@ -152,6 +176,7 @@ def _path_rows(
                     score,
                     probability=claimed is not None,
                     correct=None if end is None else end.correct,
+                    **scoring,
                 )
             )
     return rows

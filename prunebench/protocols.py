@@ -69,7 +69,8 @@ def describe(run: RunConfig) -> str:
         Protocol.adaptive_consistency: f"threshold {options.threshold:g}",
         Protocol.esc: f"windows of {options.window}",
         Protocol.deepconf_online: (
-            f"warm-up {options.n_warmup}, top {options.top:g}%, groups of {options.group}"
+            f"warm-up {options.n_warmup}, top {options.top:g}%, groups of {options.group}, "
+            f"consensus {options.consensus:g}"
         ),
     }[run.protocol]
 

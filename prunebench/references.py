@@ -55,8 +55,8 @@ def random_pruning(
 
     Parameters
     ----------
-    as_many_as : `(R,)` int, the number of paths to keep in each subset, in place of a rule that
-        looks at scores: the control of a method that decides how many it keeps.
+    as_many_as : `(R,)` the number of paths to keep in each subset (NaN: not known, no result), in
+        place of a rule about scores: the control of a method that decides how many it keeps.
     """
     pruning = pruning or Pruning(((prefix_length, keep),), policy=policy)
     n_rows, n = subsets.shape
@@ -64,10 +64,9 @@ def random_pruning(
     repeated = np.repeat(subsets, times, axis=0)
     noise = [rng.random(repeated.shape) for _ in pruning.stages]
     if as_many_as is not None:
-        rank = np.argsort(np.argsort(-noise[0], axis=1), axis=1)
-        kept = rank < np.repeat(as_many_as, times)[:, None]
-        lengths = pool.lengths[repeated]
-        tokens = np.where(kept, lengths, np.minimum(lengths, prefix_length))
+        kept, tokens = _as_many(
+            pool, repeated, noise[0], np.repeat(as_many_as, times), prefix_length, pruning.policy
+        )
     else:
         kept, tokens = prune(pool, repeated, noise, pruning)
     drawn = outcome(pool, repeated, kept, tokens, noise[-1], aggregator, options)
@@ -86,14 +85,43 @@ def random_pruning(
     if chances is None:
         return replace(simulated, **known)
     p_keep, expected = chances
-    return replace(
+    exact = replace(
         simulated,
-        avg=(p_keep * correct).sum(axis=1) / p_keep.sum(axis=1),
+        avg=(p_keep * correct).sum(axis=1) / np.maximum(p_keep.sum(axis=1), 1e-12),
         generator_tokens=expected.sum(axis=1),
         n_kept=p_keep.sum(axis=1),
         killed_correct=((1 - p_keep) * correct).sum(axis=1),
         **known,
     )
+    return exact if as_many_as is None else _only(exact, ~np.isnan(as_many_as))
+
+
+def _as_many(
+    pool: ProblemPool,
+    subsets: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray,
+    prefix_length: int,
+    policy: Finished,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kept paths and tokens when each subset keeps its own number of paths, the highest scores
+    first; with KEEP_FREE the finished ones are among them."""
+    free = np.zeros(subsets.shape, dtype=bool)
+    if policy is Finished.keep_free:
+        free = pool.finished(prefix_length)[subsets]
+    first = np.where(free, np.inf, scores)
+    rank = np.argsort(np.argsort(-first, axis=1, kind="stable"), axis=1)
+    kept = rank < np.nan_to_num(counts)[:, None]
+    lengths = pool.lengths[subsets]
+    return kept, np.where(kept, lengths, np.minimum(lengths, prefix_length))
+
+
+def _only(result: ProblemResult, known: np.ndarray) -> ProblemResult:
+    """The result without the subsets of which nothing is known."""
+    if known.all():
+        return result
+    names = (*PER_SUBSET, "auroc")
+    return replace(result, **{n: np.where(known, getattr(result, n), np.nan) for n in names})
 
 
 def _chances(
@@ -102,19 +130,23 @@ def _chances(
     """`(R, n)` probability that random pruning keeps a path, and its expected tokens; None where
     there is no closed form."""
     lengths, n = pool.lengths[subsets].astype(np.float64), subsets.shape[1]
-    if as_many_as is not None:
-        budgets = [(pruning.prefix_length, as_many_as[:, None].astype(np.float64))]
-    elif pruning.policy is Finished.compete:
-        budgets = [(length, np.float64(keep)) for length, keep in pruning.stages]
-    elif len(pruning.stages) == 1:
+    free = np.zeros(subsets.shape, dtype=bool)
+    if pruning.policy is Finished.keep_free:
         free = pool.finished(pruning.prefix_length)[subsets]
-        n_competing = (~free).sum(axis=1, keepdims=True)
-        p_keep = np.minimum(pruning.keep, n_competing) / np.maximum(n_competing, 1)
+    n_competing = (~free).sum(axis=1, keepdims=True)
+    slots = None
+    if as_many_as is not None:
+        slots = np.nan_to_num(as_many_as)[:, None] - free.sum(axis=1, keepdims=True)
+    elif len(pruning.stages) == 1:
+        slots = np.full((len(subsets), 1), float(pruning.keep))
+    if slots is not None:
+        p_keep = np.clip(slots, 0, n_competing) / np.maximum(n_competing, 1)
         p_keep = np.where(free, 1.0, p_keep)
         before = np.minimum(lengths, pruning.prefix_length)
         return p_keep, before + p_keep * (lengths - before)
-    else:
+    if pruning.policy is not Finished.compete:
         return None
+    budgets = [(length, np.float64(keep)) for length, keep in pruning.stages]
     ends = [*(length for length, _ in budgets[1:]), np.inf]
     tokens = np.minimum(lengths, budgets[0][0])
     p_keep = np.ones(lengths.shape)
@@ -139,15 +171,13 @@ def oracle_pruning(
     """The row `oracle`: right paths first. No signal can exceed its avg. `as_many_as` as in
     `random_pruning`."""
     scores = pool.correct.astype(np.float64)
+    pruning = pruning or Pruning(((prefix_length, keep),), policy=policy)
     if as_many_as is not None:
         right = scores[subsets]
-        rank = np.argsort(np.argsort(-right, axis=1, kind="stable"), axis=1)
-        kept = rank < as_many_as[:, None]
-        lengths = pool.lengths[subsets]
-        tokens = np.where(kept, lengths, np.minimum(lengths, prefix_length))
+        kept, tokens = _as_many(pool, subsets, right, as_many_as, prefix_length, pruning.policy)
         result = outcome(pool, subsets, kept, tokens, right, aggregator, options)
-        return replace(result, auroc=metrics.auroc(right, pool.correct[subsets]))
-    pruning = pruning or Pruning(((prefix_length, keep),), policy=policy)
+        result = replace(result, auroc=metrics.auroc(right, pool.correct[subsets]))
+        return _only(result, ~np.isnan(as_many_as))
     return evaluate_problem(
         pool,
         subsets,

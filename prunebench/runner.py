@@ -77,9 +77,12 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     cell = cell_of(run, run_id, label, bank.hash)
     results: list[ProblemResult] = []
     paths: list[dict[str, Any]] = []
+    complete = True
+    if cell.method in REFERENCES and not cell.keep:
+        unavailable = "it keeps as many as the methods beside it, and has no rule of its own"
     if not unavailable and cell.method not in REFERENCES:
         try:
-            results, paths = _evaluated(run, lab, console, cell, stored)
+            results, paths, complete = _evaluated(run, lab, console, cell, stored)
         except Incompatible as error:  # the votes' weights need what the traces lack
             if not run.imported:
                 raise
@@ -102,6 +105,7 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     return Execution(
         rows=rows,
         paths=paths,
+        complete=complete,
         seconds=lab.spent_since(before),
         notes=[*leaks, *bank.warnings, *backend.notes()],
         bank=bank.folder,
@@ -111,14 +115,15 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
 
 def _evaluated(
     run: RunConfig, lab: Lab, console: Console, cell: Cell, stored: dict[str, Stored]
-) -> tuple[list[ProblemResult], list[dict[str, Any]]]:
-    """Results of the problems that the bank holds, and the rows of `paths.parquet`."""
+) -> tuple[list[ProblemResult], list[dict[str, Any]], bool]:
+    """Results of the problems that the bank holds, the rows of `paths.parquet`, and whether the
+    next run could do no better."""
     results: list[ProblemResult] = []
     paths: list[dict[str, Any]] = []
     if run.protocol is not Protocol.prune:
         plans = plan(run, stored.values(), joint=False)
         with lab.clock("evaluate"):
-            return [sampled(run, stored[p], subsets) for p, subsets in plans.items()], []
+            return [sampled(run, stored[p], subsets) for p, subsets in plans.items()], [], True
     work = _Cell(run=run, lab=lab, stored=stored, cell=cell)
     plans = plan(run, stored.values(), joint=work.joint)
     asked = lab.endpoint(run) if lab.judge(run) else None
@@ -134,7 +139,8 @@ def _evaluated(
             except Unavailable as error:  # not stored, so that the next run asks again
                 results.append(failed_problem(problem_id, str(error)))
             advance(1)
-    return results, paths
+    scorers = [s for s in (work.selecting, work.weighing) if s is not None]
+    return results, paths, not any(scorer.transient for scorer in scorers)
 
 
 def _lacks_input(result: ProblemResult) -> bool:
@@ -174,13 +180,15 @@ class _Cell:
 
     def __post_init__(self) -> None:
         self.selecting = Scorer(run=self.run, lab=self.lab, stored=self.stored)
-        self.weighing = None
+        self.weighing, self.same = None, False
         if self.run.weights is not None:
             method = registry.method_class(self.run.weights)()
             other = replace(self.run, method=method, weights=None)
             self.lab.pair(other)
             self.lab.leakage(other)
             self.weighing = Scorer(run=other, lab=self.lab, stored=self.stored)
+            asked_twice = type(method) is type(self.run.method) and method == self.run.method
+            self.same = asked_twice and not self.run.weights_at_end
 
     @property
     def joint(self) -> bool:
@@ -190,13 +198,16 @@ class _Cell:
         """Score what is missing, then prune and vote on every subset."""
         run, pruning = self.run, self.run.pruning
         scored = self.selecting.score(stored, subsets, pruning)
-        weights, extra = None, None
+        weights, extra, reason = None, None, scored.reason
         if self.weighing is not None:
             at = run.longest if run.weights_at_end else pruning.prefix_length
             weighed = self.weighing.score(stored, subsets, Pruning(((at, run.keep),)))
-            weights = weighed.by_stage[0]
-            # only kept paths vote, so only they must be weighed
-            extra = [cost.times(run.keep / run.n_paths) for cost in weighed.costs]
+            weights, extra = weighed.by_stage[0], weighed.costs
+            if np.isnan(weights).all():
+                why = weighed.reason or "every score is NaN"
+                return failed_problem(stored.problem.id, f"no weight for the votes: {why}"), scored
+            if weighed.reason:
+                reason = "; ".join(filter(None, [reason, f"weights: {weighed.reason}"]))
         result = evaluate_problem(
             stored.pool,
             subsets,
@@ -208,11 +219,16 @@ class _Cell:
             options=run.vote,
             weights=weights,
             costs=scored.costs,
-            reason=scored.reason,
+            reason=reason,
         )
-        if extra is not None and result.status is Status.OK:
+        if extra is not None and not self.same and result.status is Status.OK:
+            # only kept paths vote, so only they must be weighed
+            shares = np.nan_to_num(result.n_kept) / run.n_paths
+            per_subset = list(extra) * (len(shares) // len(extra))
             first = result
-            result = with_costs(result, extra)
+            result = with_costs(
+                result, [c.times(float(s)) for c, s in zip(per_subset, shares, strict=True)]
+            )
             result = replace(
                 result,
                 probe_tokens=result.probe_tokens + first.probe_tokens,

@@ -7,7 +7,7 @@ anew for every subset, and at later checkpoints about its survivors only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Scorer:
     run: RunConfig
     lab: Lab
     stored: dict[str, Stored]
+    transient: bool = False
+    """Whether a score is missing that the next run may get."""
     _tables: dict[int, ScoreTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,8 +125,9 @@ class Scorer:
                 reencode_seconds=verdict.reencode_s,
                 reason=verdict.reason,
             )
-            if not verdict.lasting and len(owed) == len(indices):
-                return fresh  # good for this run, and asked again in the next
+            if not verdict.lasting:  # good for this run; what failed is asked again in the next
+                self.transient = True
+                return _beside(fresh, table, indices)
             table.put(fresh)
         batch = table.get(problem.id, indices, self.joint)
         assert batch is not None, "just stored"
@@ -163,6 +166,22 @@ def _servers(run: RunConfig, lab: Lab) -> dict[str, Any] | None:
     if reader is None or Capability.CACHE_READER not in run.method.requires:
         return judge
     return {**(judge or {}), "reader": reader}
+
+
+def _beside(fresh: ScoredBatch, table: ScoreTable, indices: list[int]) -> ScoredBatch:
+    """A batch that is not stored, together with what is stored of the other `indices`."""
+    others = [i for i in indices if i not in fresh.indices]
+    known = table.get(fresh.problem, others, joint=False) if others else None
+    if known is None:
+        return fresh
+    scores = dict(zip(known.indices, known.scores.tolist(), strict=True))
+    scores |= dict(zip(fresh.indices, fresh.scores.tolist(), strict=True))
+    return replace(
+        fresh,
+        indices=tuple(indices),
+        scores=np.array([scores[i] for i in indices]),
+        cost=fresh.cost + known.cost,
+    )
 
 
 def _summed(total: Sequence[Cost], more: Sequence[Cost]) -> list[Cost]:

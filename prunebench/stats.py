@@ -218,9 +218,9 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
     """
     from scipy.special import bdtr
 
-    # A mean of many subsets may miss 1/2 by rounding.
+    # Credits are stored as float32, so a mean of many subsets may miss 1/2 by rounding.
     side_a, side_b = (
-        np.where(np.abs(c - 0.5) < 1e-9, 0.0, np.sign(c - 0.5))
+        np.where(np.abs(c - 0.5) < 1e-6, 0.0, np.sign(c - 0.5))
         for c in (problem_means(_two_dimensional(a)), problem_means(_two_dimensional(b)))
     )
     n10 = int(((side_a > 0) & (side_b < 0)).sum())

@@ -25,7 +25,7 @@ class Stopped:
     drawn : the path was begun.
     finished : the path ran to its own end; False also for those that were never begun.
     tokens : int64, tokens generated of the path.
-    voters : the path votes.
+    voters : the path votes, if it has an answer.
     weights : float64 weight of its vote, 0 for those that do not vote.
     """
 
@@ -185,7 +185,7 @@ def deepconf_online(
     at = falls[order, np.arange(n_rows)[:, None]]
     at[:, :n_warmup] = -1
     cut = at >= 0
-    complete = (codes != NO_ANSWER) & ~cut & ~np.isnan(lowest)
+    complete = ~cut & ~np.isnan(lowest)
     running = _running(np.where(complete, codes, NO_ANSWER), np.where(complete, lowest, 0.0))
     total, (leader, _) = running.sum(axis=2), _two_largest(running)
     stop = (total > 0) & (leader >= consensus * total * (1 - 1e-12))
@@ -204,13 +204,12 @@ def deepconf_online(
 def _up_to(codes: np.ndarray, lengths: np.ndarray, stop: np.ndarray) -> Stopped:
     """Complete paths are drawn until `stop`; one path, one vote."""
     drawn = _drawn(stop)
-    voters = drawn & (codes != NO_ANSWER)
     return Stopped(
         drawn=drawn,
         finished=drawn.copy(),
         tokens=np.where(drawn, lengths, 0).astype(np.int64),
-        voters=voters,
-        weights=voters.astype(np.float64),
+        voters=drawn.copy(),
+        weights=drawn.astype(np.float64),
     )
 
 

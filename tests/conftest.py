@@ -17,6 +17,9 @@ import pytest
 
 from prunebench.cli import main
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 START_S = 240
 PLUG_INS = """

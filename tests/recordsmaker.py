@@ -116,6 +116,7 @@ def _paths(cell: Cell, at: int, pool: ProblemPool, scores: np.ndarray) -> list[d
     return [
         {
             **{name: str(getattr(cell, name)) for name in _PATH_TEXT},
+            **{"config": "c0", "n_paths": 0, "rule": ""},
             "seed": cell.seed,
             "prefix_length": at,
             "probability": cell.method == "stop",

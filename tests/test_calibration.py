@@ -122,6 +122,9 @@ def paths_of(seed: int, n_problems: int = 12, n: int = 16, **columns) -> pd.Data
             "dataset": "d",
             "method": "s",
             "type": "III",
+            "config": "c0",
+            "n_paths": 0,
+            "rule": "",
             "seed": 0,
             "prefix_length": 64,
             "probability": True,
@@ -151,7 +154,7 @@ def test_measures_agree_with_scikit_learn_and_the_pure_functions():
     assert row["brier"] == pytest.approx(calibration.brier(p, y))
     assert row["ece"] == pytest.approx(calibration.ece(p, y))
     assert row["aurc"] == pytest.approx(calibration.aurc(p, y))
-    assert (row["n_problems"], row["n_paths"], row["reason"]) == (12, 192, "")
+    assert (row["n_problems"], row["n_scores"], row["reason"]) == (12, 192, "")
     for name in MEASURES:
         assert row[f"{name}_lo"] <= row[name] <= row[f"{name}_hi"]
         assert row[f"{name}_lo"] < row[f"{name}_hi"]
@@ -224,11 +227,11 @@ def test_paths_without_a_score_or_an_outcome():
     lowest = paths["score"].fillna(-1.0)
     expected = roc_auc_score(paths["correct"].astype(bool), lowest)
     assert some["auroc_across"] == pytest.approx(expected)
-    assert some["n_paths"] == 192
+    assert some["n_scores"] == 192
     paths = paths_of(0)
     paths.loc[:4, "correct"] = None
     fewer = signals(paths).iloc[0]
-    assert fewer["n_paths"] == 187
+    assert fewer["n_scores"] == 187
     assert fewer["reason"].startswith("5 paths left out")
     assert fewer["brier"] != full["brier"]
 
@@ -253,7 +256,7 @@ def test_signals_are_told_apart_and_repeated_rows_count_once():
     paths = [paths_of(0), paths_of(1, method="t", prefix_length=32), paths_of(0, run_id="again")]
     table = signals(pd.concat(paths))
     assert table["method"].tolist() == ["s", "t"]
-    assert table["n_paths"].tolist() == [192, 192]
+    assert table["n_scores"].tolist() == [192, 192]
     alone = signals(paths[1])
     np.testing.assert_array_equal(
         table.loc[1, list(MEASURES)].to_numpy(float), alone.loc[0, list(MEASURES)].to_numpy(float)

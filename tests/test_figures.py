@@ -257,6 +257,20 @@ def test_auroc_by_checkpoint(sweep: common.Group):
         assert drawn_line(axis, of).get_ydata().tolist() == [at[16], at[32], at[48]]
 
 
+def test_a_schedule_s_auroc_is_not_drawn_at_its_last_checkpoint():
+    frame, paths = made(checkpoints=(16, 32), n_problems=4)
+    two = frame[(frame["method"] == "stop") & (frame["prefix_length"] == 32)]
+    staged = two.assign(rule="16→8→4 at 16, 32", run_id="s")
+    rows = records.analyse(pd.concat([frame, staged], ignore_index=True))
+    (group,) = groups(rows, paths)
+    assert "stop [16→8→4 at 16, 32]" in group.names
+    assert set(legend_names(signalfigures.auroc_vs_prefix(group))) == set(METHODS)
+    longer = staged.assign(rule="16→8→4 at 32, 48", prefix_length=48)
+    (group,) = groups(records.analyse(pd.concat([staged, longer], ignore_index=True)), paths)
+    with pytest.raises(NotDrawn, match="two checkpoints"):
+        signalfigures.auroc_vs_prefix(group)
+
+
 def test_distributions_are_standardised_within_each_problem(sweep: common.Group):
     from scipy.stats import zscore
 
@@ -314,6 +328,14 @@ def test_overhead_in_seconds_online_and_in_tokens_in_replay(sweep: common.Group)
     (line,) = online.lines("stop")
     ends = [p.get_x() + p.get_width() for p in figure.axes[0].patches]
     assert max(ends) == pytest.approx(line.wall_seconds)
+    frame, paths = made(online=True, n_problems=4)
+    at = frame["method"] == "random"
+    spent = {"launch_seconds": 2.0, "check_seconds": 0.0, "resume_seconds": 1.5}
+    timed = pd.concat([frame[~at], frame[at].assign(**spent)], ignore_index=True)
+    (group,) = groups(records.analyse(timed), paths)
+    (axis,) = cost.overhead(group).axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["random", *group.names]
+    assert sum(p.get_width() for p in axis.patches if p.get_y() > 2) == pytest.approx(3.5)
     with pytest.raises(NotDrawn, match="no method spends tokens"):
         cost.overhead(group_of({m: METHODS[m] for m in ("slim_sc", "deepconf")}, n_problems=4))
     with pytest.raises(NotDrawn, match="needs two methods"):

@@ -169,6 +169,21 @@ def test_sweeps_that_cannot_identify_the_law(change, reason: str):
         fit(change(grid(noise=0.1)))
 
 
+def test_cells_of_unknown_lengths_are_left_out_and_said():
+    points = grid(noise=0.1)
+    more = points.head(3).assign(L_task=[np.nan, np.inf, 5000.0], C=[1e5, 1e5, np.nan])
+    found, alone = fit(pd.concat([more, points], ignore_index=True)), fit(points)
+    assert found.n == 27
+    assert found.coefficients == alone.coefficients
+    assert found.notes[0].startswith("3 of 30 cells are left out: a length or the tokens")
+    with pytest.raises(ConfigError, match=r"0 cells .*; 27 of 27 cells are left out"):
+        fit(points.assign(L_task=np.nan))
+    unknown = [row(keep=k, tokens=100.0 * k) for k in (2, 4)]
+    for one in unknown:
+        one.results[0].full_tokens[:] = np.nan
+    assert best_points(unknown)["L_task"].isna().all()
+
+
 # ------------------------------------------------------------------------- points of a sweep
 
 

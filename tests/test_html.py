@@ -115,6 +115,7 @@ def case(
                 {
                     **{"run_id": "r1", "bank": BANK, "model": "tiny", "dataset": "arithmetic"},
                     **{"method": method, "type": str(kind), "seed": 0, "prefix_length": L},
+                    **{"config": "c0", "n_paths": 0, "rule": ""},
                     **{"probability": False, "problem_id": own.problem_id, "index": i},
                     **{"score": None if np.isnan(values[i]) else values[i]},
                     **{"n_tokens": lengths[i], "stopped": True, "correct": bool(correct[i])},

@@ -18,6 +18,7 @@ from prunebench.report import latex, maintable, markdown, numbers, published, re
 from prunebench.report.blocks import blocks
 from prunebench.report.records import Row
 from prunebench.types import SignalType
+from prunebench.vote import Aggregator
 
 NAN = float("nan")
 PAPER = Path(__file__).parents[2] / "shared" / "data" / "paper"
@@ -273,7 +274,11 @@ def test_our_names_find_the_published_rows():
     for ours, theirs in (
         ("none", "none"),
         ("stop(m=4)", "stop"),
-        ("prm_math_shepherd_7b", "prm_labor"),
+        ("prm_math_shepherd_7b", ""),
+        ("prm_qwen25_math_72b", ""),
+        ("prm", ""),
+        ("labor", ""),
+        ("prm_qwen25_math_7b", "prm_labor"),
         ("labor_qwen25_math_7b", "prm_labor"),
         ("entropy_top20_renorm", "ppl_entropy"),
         ("slim_sc", "slim_sc_jaccard"),
@@ -281,6 +286,20 @@ def test_our_names_find_the_published_rows():
         ("random", ""),
     ):
         assert published.published_method(replace(cell, method=ours)) == theirs
+
+
+def test_another_rule_or_vote_is_another_budget_than_the_published():
+    cell = next(r.cell for r in records.analyse(made(METHODS, n_problems=2)[0]))
+    cell = replace(cell, method="stop", n_paths=64, keep=8, prefix_length=2048)
+    fact = published.main_facts("qwen1.5b", "aime24").set_index("method").loc["stop"].to_dict()
+    assert published.same_budget(cell, fact)
+    for change in (
+        {"keep": 4},
+        {"rule": "64→16→8 at 1024, 2048"},
+        {"weights": "deepconf"},
+        {"aggregator": Aggregator.borda},
+    ):
+        assert not published.same_budget(replace(cell, **change), fact)
 
 
 def test_ours_are_compared_with_the_published_at_the_same_budget(tmp_path: Path):

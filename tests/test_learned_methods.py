@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from prunebench.backends.fake import FakeBackend
 from prunebench.cachereader import within_problem_auroc
 from prunebench.checkpoints import SHIPPED
 from prunebench.errors import ConfigError, DamagedFile, NotTrained
+from prunebench.lab import found_weights
 from prunebench.method import Capability, Context, LabelledPrefix
 from prunebench.methods._mlp import MLPRecipe, mlp_logits, train_mlp
 from prunebench.methods._states import Pooling, pool, step_ends
@@ -22,7 +24,9 @@ from prunebench.methods.clue import Clue, Measure
 from prunebench.methods.linear_probe import INVERSE_PENALTIES, LinearProbe, regression
 from prunebench.methods.mlp_probe import MLPProbe
 from prunebench.methods.otv import OTV
+from prunebench.methods.prm import PRM
 from prunebench.methods.step_mlp import StepMLP
+from prunebench.methods.stop import Stop
 from prunebench.types import TokenStats, Trace
 
 LENGTH = samples.PREFIX_LENGTH
@@ -485,6 +489,32 @@ def test_shipped_weights_fit_the_defaults_and_score(tiny, cls):
     scores = method.score(group)
     assert np.isfinite(scores).all()
     assert len(set(scores)) == 3
+
+
+@pytest.mark.parametrize("cls", [Stop, OTV, MLPProbe, StepMLP, PRM])
+def test_weights_that_rank_are_not_read_as_probabilities(cls, tmp_path):
+    """The shipped weights are centred, so that their scores claim nothing. Refused before anything
+    loads, since scores may come from the cache."""
+    scores = np.array([0.25, 0.75])
+    assert cls().probabilities(scores) is None
+    run = SimpleNamespace(
+        model=SimpleNamespace(name="tiny", id="embedded:tiny", path=None),
+        train=SimpleNamespace(output=str(tmp_path)),
+    )
+    folder, _ = found_weights(cls(), run)  # pyright: ignore[reportArgumentType]
+    assert folder == SHIPPED / cls().file_stem
+    assert cls(centred=False).probabilities(scores) is not None
+    with pytest.raises(ConfigError, match=r"'centred' parameter.*True\. Got False instead; train"):
+        found_weights(cls(centred=False), run)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_record_of_weights_is_read_without_loading_them(tmp_path):
+    Stop().check_weights(tmp_path)  # published weights have none
+    (tmp_path / "stop.json").write_text('{"options": 3}')
+    with pytest.raises(DamagedFile, match="trained stop"):
+        Stop().check_weights(tmp_path)
+    (tmp_path / "stop.json").write_text('{"options": {"centred": false}}')
+    Stop(centred=False).check_weights(tmp_path)
 
 
 def test_shipped_weights_are_small():

@@ -555,7 +555,7 @@ def test_a_reader_that_the_server_lacks_is_named(make: Make) -> None:
 
 
 def test_the_name_of_the_reader_is_part_of_the_key_of_scores() -> None:
-    from prunebench import compose, runner
+    from prunebench import compose, scoring
     from prunebench.config import to_run
     from prunebench.lab import Lab
 
@@ -565,7 +565,7 @@ def test_the_name_of_the_reader_is_part_of_the_key_of_scores() -> None:
             to_run(compose.composed(["backend=openai", *more]))
             for more in (stop, [*stop, "backend.reader=a"], other)
         ]
-    found = [runner._servers(run, Lab()) for run in runs]
+    found = [scoring._servers(run, Lab()) for run in runs]
     assert found == [None, {"reader": "a"}, None]
 
 

@@ -20,6 +20,8 @@ from prunebench.errors import ConfigError, DamagedFile, PrunebenchError
 from prunebench.evaluate import ProblemPool, Status, draw_subsets, evaluate_problem, failed_problem
 from prunebench.references import no_pruning, oracle_pruning, random_pruning
 from prunebench.report import figures, markdown, records, tables
+from prunebench.report.blocks import SCHEDULE_LEGEND, blocks, distinct
+from prunebench.report.build import facts_of
 from prunebench.types import SignalType
 
 ENDS = ("csv", "md", "tex")
@@ -274,8 +276,52 @@ def test_a_sweep_is_one_matrix_per_checkpoint(sweep: pd.DataFrame):
 
 def test_a_method_run_twice_under_one_budget_keeps_both_lines(sweep: pd.DataFrame):
     again = sweep[sweep["method"] == "weak"].assign(run_id="second")
-    text = printed(pd.concat([sweep, again], ignore_index=True))
-    assert sum(line.startswith("weak") for line in text.splitlines()) == 2 * 2
+    other = again.assign(
+        auroc_subsets=[[0.5]] * len(again)
+    )  # of other options: same paths kept, other scores
+    for found, n in ((other, 2), (again.assign(score_seconds=9.0), 1)):  # the same cell twice
+        text = printed(pd.concat([sweep, found], ignore_index=True))
+        assert sum(line.startswith("weak") for line in text.splitlines()) == n * 2
+    one = replace(records.analyse(sweep)[2], results=[])
+    failed = [replace(one, line=replace(one.line, reason=why)) for why in ("a", "a", "b")]
+    assert [row.line.reason for row in distinct(failed)] == ["a", "b"]
+
+
+def test_equal_rows_do_not_make_the_correction_harder(sweep: pd.DataFrame):
+    again = sweep[sweep["method"] == "weak"].assign(run_id="second")
+    both = pd.concat([sweep, again, again.assign(run_id="third")], ignore_index=True)
+    alone, together = (blocks(records.analyse(frame)) for frame in (sweep, both))
+    for a, b in zip(alone, together, strict=True):
+        assert [c.p_holm for c in a.avg] == pytest.approx([c.p_holm for c in b.avg], nan_ok=True)
+    assert len(records.summary(both)) == len(records.summary(sweep)) + 2 * 4  # all of them
+
+
+def test_runs_of_one_name_in_unlike_folders_stay_apart(tmp_path: Path, single: pd.DataFrame):
+    single = single.assign(run_id="tiny/0")
+    weak = single[single["method"] == "weak"]
+    files = [tmp_path / name / "0" / "records.parquet" for name in ("a", "b", "c")]
+    for file, frame in zip(files, (single, weak, weak),
+                           strict=True):  # fmt: skip
+        records.write(file, frame)
+        file.with_name("run.json").write_text('{"run_id": "tiny/0"}')
+    pd.testing.assert_frame_equal(records.read(files[:1]), single)
+    rows = records.analyse(records.read(files))
+    assert [r.cell.run_id for r in rows if r.cell.method == "weak"] == [
+        *("tiny/0", "1:tiny/0", "2:tiny/0")
+    ]
+    assert [one["run_id"] for one in facts_of(files)] == ["tiny/0", "1:tiny/0", "2:tiny/0"]
+    files.insert(1, tmp_path / "d" / "records.parquet")
+    records.write(files[1], weak.assign(run_id="tiny/1"))
+    assert records.run_prefixes(files) == ["", "", "2:", "3:"]
+
+
+def test_a_schedule_says_where_its_auroc_was_measured(tmp_path: Path, single: pd.DataFrame):
+    staged = single.assign(rule=single["method"].map({"weak": "16→8→4 at 16, 32"}).fillna(""))
+    for frame, says in ((single, False), (staged, True)):
+        written = tables.write(records.analyse(frame), tmp_path)
+        texts = [p.read_text() for p in written if p.name in ("summary.md", "summary.tex")]
+        found = [SCHEDULE_LEGEND in text for text in [*texts, printed(frame, width=200)]]
+        assert found == [says] * 3
 
 
 def test_markup_in_names_is_printed_as_it_is(single: pd.DataFrame):
@@ -294,7 +340,7 @@ def test_damaged_foreign_and_missing_files(tmp_path: Path):
         records.read([damaged])
     foreign = tmp_path / "foreign.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(foreign)
-    with pytest.raises(DamagedFile, match=r"schema version 3 .*found: none"):
+    with pytest.raises(DamagedFile, match=r"schema version \d+ .*found: none"):
         records.read([foreign])
 
 

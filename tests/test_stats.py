@@ -246,6 +246,13 @@ def test_mcnemar_splits_fractional_credits_at_one_half():
     assert stats.mcnemar(rounded, np.zeros((1, 1))).n10 == 0
 
 
+def test_ties_that_were_stored_in_single_precision_are_ties():
+    credits = np.array([[1 / 3, 2 / 3], [0.1, 0.9], [0.3, 0.7], [1.0, 1.0]], dtype=np.float32)
+    assert (np.abs(credits[:3].astype(float).mean(axis=1) - 0.5) > 1e-9).any()
+    found = stats.mcnemar(credits, np.zeros(4))
+    assert (found.n10, found.n01) == (1, 0)
+
+
 def test_mcnemar_does_not_cry_wolf():
     rng = np.random.default_rng(0)
     p = [stats.mcnemar(rng.random(40) < 0.6, rng.random(40) < 0.6).p < 0.05 for _ in range(400)]

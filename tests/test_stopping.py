@@ -11,7 +11,6 @@ from scipy.integrate import quad
 from prunebench.errors import ConfigError
 from prunebench.methods.deepconf import group_confidences
 from prunebench.stopping import adaptive_consistency, deepconf_online, esc, group_minima
-from prunebench.vote import NO_ANSWER
 
 NAN = float("nan")
 
@@ -30,7 +29,7 @@ def check(stopped, codes, lengths) -> None:
     np.testing.assert_array_equal(stopped.drawn, place < n_drawn[:, None])
     assert (n_drawn >= 1).all()
     assert not (stopped.finished & ~stopped.drawn).any()
-    assert not (stopped.voters & ((codes == NO_ANSWER) | ~stopped.finished)).any()
+    assert not (stopped.voters & ~stopped.finished).any()  # no answer, no vote: as in `vote`
     assert (stopped.tokens[stopped.finished] == lengths[stopped.finished]).all()
     assert (stopped.tokens <= lengths).all()
     assert (stopped.tokens[~stopped.drawn] == 0).all()
@@ -70,7 +69,7 @@ def test_adaptive_consistency_needs_four_equal_answers():
     stopped = adaptive_consistency(codes, np.full(codes.shape, 10))
     assert stopped.n_drawn.tolist() == [4, 6, 6]
     assert stopped.tokens.sum(axis=1).tolist() == [40, 60, 60]
-    assert stopped.voters.sum(axis=1).tolist() == [4, 4, 0]
+    assert stopped.voters.sum(axis=1).tolist() == [4, 6, 6]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, NAN])
@@ -96,7 +95,7 @@ def test_esc_by_hand():
     check(stopped, codes, lengths)
     assert stopped.n_drawn.tolist() == [3, 6, 8, 8]
     # All drawn paths vote, those of earlier windows too.
-    assert stopped.voters.sum(axis=1).tolist() == [3, 6, 8, 4]
+    assert stopped.voters.sum(axis=1).tolist() == [3, 6, 8, 8]
     assert esc(codes, lengths, window=1).n_drawn.tolist() == [1, 1, 1, 4]
     assert esc(codes, lengths, window=9).n_drawn.tolist() == [8] * 4
 

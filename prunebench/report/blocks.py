@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from prunebench.cells import NONE, ORACLE, RANDOM, REFERENCES, Cell, by_problem
 from prunebench.evaluate import Status
@@ -24,6 +26,7 @@ from prunebench.stats import (
 from prunebench.types import SignalType
 
 LABELS = {NONE: "no pruning"}
+SCHEDULE_LEGEND = "AUROC of a schedule: at its first checkpoint."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,10 +89,46 @@ def budget(cell: Cell) -> Cell:
     return replace(cell, run_id="", method="", type=SignalType.CONTROL, rule="", weights="")
 
 
+def is_schedule(rule: str) -> bool:
+    """The rule prunes at several checkpoints."""
+    return "→" in rule
+
+
+def legend(text: str, rows: Iterable[Row]) -> str:
+    """The legend of a table of these rows."""
+    schedules = any(is_schedule(row.cell.rule) for row in rows)
+    return f"{text.rstrip('.')}. {SCHEDULE_LEGEND}" if schedules else text
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those that equal an earlier one in everything but the run: the same cell,
+    asked for twice."""
+    found: dict[Cell, list[Row]] = {}
+    for row in rows:
+        known = found.setdefault(replace(row.cell, run_id=""), [])
+        if not any(_same_numbers(row, other) for other in known):
+            known.append(row)
+    kept = {id(row) for own in found.values() for row in own}
+    return [row for row in rows if id(row) in kept]
+
+
+def _same_numbers(a: Row, b: Row) -> bool:
+    """Equal numbers for every problem; how long scoring took does not count."""
+    if a.line.reason != b.line.reason or len(a.results) != len(b.results):
+        return False
+    return all(
+        np.array_equal(x, vars(other)[key], equal_nan=isinstance(x, (float, np.ndarray)))
+        for one, other in zip(a.results, b.results, strict=True)
+        for key, x in vars(one).items()
+        if key != "score_seconds"
+    )
+
+
 def blocks(rows: Sequence[Row]) -> list[Block]:
     """Sort analysed rows into blocks, methods by their within-problem AUROC, the highest first.
-    The row `none` stands in the block of every k."""
+    The row `none` stands in the block of every k, a row that equals another only once."""
     groups: dict[Cell, list[Row]] = {}
+    rows = distinct(rows)
     for row in rows:
         if row.cell.method != NONE:
             groups.setdefault(budget(row.cell), []).append(row)
@@ -104,15 +143,20 @@ def blocks(rows: Sequence[Row]) -> list[Block]:
     return [_block(cell, group) for cell, group in groups.items()]
 
 
-def numbered(block: Block) -> dict[tuple[str, int], int]:
+def numbered(rows: Sequence[Row]) -> dict[tuple[str, int], int]:
     """Positions of a block's rows by (name, how many-th row of that name): a method that was
     run with two settings has two rows."""
     seen: Counter[str] = Counter()
     positions = {}
-    for i, row in enumerate(block.rows):
+    for i, row in enumerate(rows):
         positions[name(row.cell), seen[name(row.cell)]] = i
         seen[name(row.cell)] += 1
     return positions
+
+
+def numbered_names(rows: Sequence[Row]) -> list[str]:
+    """The names of a block's rows, the second of one name with " (2)"."""
+    return [own + f" ({again + 1})" * (again > 0) for own, again in numbered(rows)]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

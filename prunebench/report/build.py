@@ -84,11 +84,14 @@ def build(files: Sequence[Path], folder: Path, *, max_mb: float = MAX_MB) -> Rep
 
 
 def facts_of(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """The `run.json` beside each of the records, where there is one."""
+    """The `run.json` beside each of the records, where there is one; the run ids are those of
+    `records.read`."""
     facts = []
-    for path in (file.with_name("run.json") for file in files):
+    prefixes = records.run_prefixes(files)
+    for path, prefix in zip((file.with_name("run.json") for file in files), prefixes, strict=True):
         try:
-            facts.append(json.loads(path.read_text()))
+            found = json.loads(path.read_text())
+            facts.append(found | {"run_id": f"{prefix}{found['run_id']}"} if prefix else found)
         except FileNotFoundError:
             continue
         except ValueError as error:

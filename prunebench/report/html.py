@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunebench import __version__
 from prunebench.report import pagedata
-from prunebench.report.blocks import blocks
+from prunebench.report.blocks import blocks, legend
 from prunebench.report.pieces import read_traces
 from prunebench.report.records import Row, replacing
 
@@ -70,12 +70,13 @@ def write_html(
     script = "".join((page / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     pictures = "".join(_picture(path) for path in figures if path.suffix.lower() == ".png")
     found = blocks(rows)
-    shown = [pagedata.table(block) for block in found]
+    signals = pagedata.signal_ids(paths)
+    shown = [pagedata.table(block, signals) for block in found]
     done = [pagedata.outcomes(block) for block in found]
     data = {
         "version": __version__,
         "blocks": shown,
-        "legend": LEGEND,
+        "legend": legend(LEGEND, rows),
         "settings": pagedata.settings(facts),
     }
     pieces = _Pieces(limit=int(max_mb * 1e6))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prunebench.cells import REFERENCES
-from prunebench.report.blocks import Block, at_budget, is_method, kind, name, title
+from prunebench.report.blocks import Block, at_budget, is_method, kind, legend, name, title
 from prunebench.report.numbers import MISSING, measure, plus_minus
 from prunebench.report.numbers import seconds as seconds_text
 from prunebench.stats import Comparison
@@ -181,7 +181,7 @@ def _block(block: Block, label: str) -> str:
         pd.DataFrame(weights, columns=header),
         caption=escape(title(block.cell, keep=True)) + ". Tokens and seconds per problem.",
         label=label,
-        notes=[LEGEND, *notes_of(footnotes)],
+        notes=[legend(LEGEND, block.rows), *notes_of(footnotes)],
     )
 
 

@@ -128,7 +128,7 @@ def _main(key: Cell, found: Sequence[Block]) -> Main:
             dataset += "".join(f", {w}" for w in (block.cell.setting, block.cell.bank) if w)
         line = lines.setdefault((block.cell.model, dataset), {})
         marks = latex.marks(block, "avg")
-        for (column, again), i in numbered(block).items():
+        for (column, again), i in numbered(block.rows).items():
             row = block.rows[i]
             column += f" ({again + 1})" if again else ""
             columns[_group(row), column] = None

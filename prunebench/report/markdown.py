@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunebench.cells import CellResult
-from prunebench.report.blocks import Block, kind, name, notes, title
+from prunebench.report.blocks import Block, kind, legend, name, notes, title
 from prunebench.report.numbers import (
     bounds,
     measure,
@@ -51,7 +51,7 @@ def summary(rows: Sequence[Row], found: Sequence[Block]) -> str:
             ]
             parts.append(row_of(values))
         parts += _detectable(block)
-    parts += ["", LEGEND]
+    parts += ["", legend(LEGEND, rows)]
     parts += [f"\n- {escape(note)}" for note in notes(rows)]
     return "\n".join(parts) + "\n"
 

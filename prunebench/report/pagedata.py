@@ -7,15 +7,19 @@ dictionaries that JSON can hold, with None for a number that is missing. Knows n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from prunebench.cells import ORACLE, RANDOM, Cell, CellResult
 from prunebench.evaluate import Status
-from prunebench.report.blocks import Block, kind, name, title
+from prunebench.report.blocks import Block, kind, numbered_names, title
 from prunebench.report.numbers import half, measure, number
 from prunebench.report.records import Row
+from prunebench.report.scorings import SCORING, labels, unique_paths
 from prunebench.stats import Comparison
+from prunebench.storage import content_hash
 from prunebench.types import SignalType
 
 if TYPE_CHECKING:
@@ -47,8 +51,14 @@ _ONLY_WHEN_THERE = {"calls", "money"}  # 0 everywhere without a server
 _MAX_VALUES = 12  # of a setting that differs between runs
 
 
-def table(block: Block) -> dict[str, Any]:
-    """A block as a table: one list of cells per row, in the order of its columns."""
+def table(block: Block, signals: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A block as a table: one list of cells per row, in the order of its columns.
+
+    Parameters
+    ----------
+    signals : as from `signal_ids`.
+    """
+    names = numbered_names(block.rows)
     lines = [row.line for row in block.rows]
     shown = [column for column in COLUMNS if _has_numbers(column[0], lines)]
     if all(line.n_kept == block.cell.keep for line in lines if line.method not in ("none",)):
@@ -62,8 +72,9 @@ def table(block: Block) -> dict[str, Any]:
         ]
         rows.append(
             {
-                "name": name(row.cell),
+                "name": names[i],
                 "method": row.cell.method,
+                "signal": (signals or {}).get(row.cell.run_id),
                 "type": kind(row.cell),
                 "control": row.cell.type is SignalType.CONTROL,
                 "note": _note(row),
@@ -146,32 +157,50 @@ def _mean(values: Any) -> float | None:
     return plain(float(defined.mean())) if len(defined) else None
 
 
+def signal_ids(paths: pd.DataFrame | None) -> dict[str, str]:
+    """By run id, what stands for its scores in `scored`."""
+    if paths is None or not len(paths):
+        return {}
+    first = paths.drop_duplicates("run_id")
+    return dict(zip(first["run_id"], map(_signal_id, first.to_dict("records")), strict=True))
+
+
+def _signal_id(row: Any) -> str:
+    return content_hash({name: row[name] for name in ("method", *SCORING)})
+
+
 def scored(paths: pd.DataFrame | None) -> dict[tuple[str, str], dict[str, Any]]:
     """Paths and their scores, by (bank, problem).
 
     Returns
     -------
     paths : index, n (tokens), stopped, answer, correct, in the order of the index.
-    signals : method, length (checkpoint, tokens), seed, probability, and scores in the order of the
-        paths; None = could not be scored.
+    signals : id (see `signal_ids`), method, n_paths and rule (of methods that compare paths),
+        length (checkpoint, tokens), seed, probability, and scores in the order of the paths; None =
+        could not be scored.
     """
     if paths is None or not len(paths):
         return {}
-    own = ["method", "prefix_length", "seed"]
-    paths = paths.drop_duplicates(["bank", *own, "problem_id", "index"])
+    paths = unique_paths(paths)
+    names = labels(paths)
+    own = ["method", *SCORING, "prefix_length", "seed"]
     found = {}
     for key, group in paths.groupby(["bank", "problem_id"], sort=False):
-        facts = group.drop_duplicates("index").sort_values("index")
+        known_first = group.iloc[np.argsort(group["correct"].isna().to_numpy(), kind="stable")]
+        facts = known_first.drop_duplicates("index").sort_values("index")
         order = facts["index"].tolist()
         signals = []
         for signal, rows in group.groupby(own, sort=False):
-            method, length, seed = tuple(signal)  # pyright: ignore[reportArgumentType]
+            values: dict[str, Any] = dict(zip(own, signal, strict=True))  # pyright: ignore
             score = dict(zip(rows["index"], rows["score"], strict=True))
             signals.append(
                 {
-                    "method": method,
-                    "length": int(length),
-                    "seed": int(seed),
+                    "id": _signal_id(values),
+                    "method": names[key[0], values["seed"], values["method"], values["config"]],  # pyright: ignore
+                    "n_paths": int(values["n_paths"]),
+                    "rule": values["rule"],
+                    "length": int(values["prefix_length"]),
+                    "seed": int(values["seed"]),
                     "probability": bool(rows["probability"].iloc[0]),
                     "scores": [plain(score.get(index)) for index in order],
                 }

@@ -18,6 +18,7 @@ from prunebench.report.blocks import name
 from prunebench.report.markdown import escape, row_of
 from prunebench.report.numbers import MISSING, counted, measure, number, plus_minus
 from prunebench.report.records import Row, replacing
+from prunebench.vote import Aggregator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +41,8 @@ DATASETS = {
 METHODS = {
     NONE: "none",
     "slim_sc": "slim_sc_jaccard",
-    "labor": "prm_labor",
-    "prm": "prm_labor",
+    "labor_qwen25_math_7b": "prm_labor",
+    "prm_qwen25_math_7b": "prm_labor",
     "entropy": "ppl_entropy",
     "entropy_top20_renorm": "ppl_entropy",
     "entropy_top20_trunc": "ppl_entropy",
@@ -75,19 +76,17 @@ def main_facts(model: str, dataset: str) -> Any:
 
 
 def published_method(cell: Cell) -> str:
-    """The published name of the cell's method, or nothing. Presets of reward models count as
-    theirs, options in brackets do not matter."""
-    method = cell.method.split("(")[0]
-    for family in ("labor_", "prm_"):
-        if method.startswith(family):
-            method = family[:-1]
-    return METHODS.get(method, "")
+    """The published name of the cell's method, or nothing. Options in brackets do not matter. Of
+    the reward models only the one that was published counts."""
+    return METHODS.get(cell.method.split("(")[0], "")
 
 
 def same_budget(cell: Cell, fact: dict[Hashable, Any]) -> bool:
-    """Our N, k and L are the published ones; without pruning N is all there is."""
+    """Our N, k and L are the published ones, and so are the best k at one checkpoint and the vote
+    by majority; without pruning N is all there is."""
     names = ("n_paths",) if cell.method == NONE else ("n_paths", "keep", "prefix_length")
-    return all(getattr(cell, name) == fact[name] for name in names)
+    plain = not cell.rule and not cell.weights and cell.aggregator is Aggregator.majority
+    return plain and all(getattr(cell, name) == fact[name] for name in names)
 
 
 def comparison(rows: Sequence[Row]) -> pd.DataFrame:
@@ -176,7 +175,7 @@ def _markdown(frame: Any) -> str:
         "intervals. ±: half of the 95% interval of ours. Difference: ours − published.",
     ]
     if not frame["same_budget"].all():
-        parts.append("\n†: another budget than the published one.")
+        parts.append("\n†: another budget, rule or vote than the published one.")
     reasons = frame.loc[frame["reason"] != "", ["method", "reason"]].drop_duplicates()
     parts += [f"\n{MISSING} {escape(m)}: {escape(r)}" for m, r in reasons.itertuples(index=False)]
     return "\n".join(parts) + "\n"

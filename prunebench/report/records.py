@@ -8,7 +8,7 @@ and how rows belong together, not how a number is computed (`cells`, `stats`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from prunebench.cells import (
 )
 from prunebench.errors import ConfigError, DamagedFile, PrunebenchError
 from prunebench.evaluate import ProblemResult, Status, failed_problem
+from prunebench.report.scorings import first_of_each
 from prunebench.types import SignalType, Trace
 from prunebench.vote import Aggregator
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 BOOTSTRAP_SEED = 20240516
 """Fixed, so that the same records always give the same table."""
 
@@ -45,7 +46,6 @@ _TEXT = (
     *("rule", "weights"),
 )
 _PATH_TEXT = ("run_id", "bank", "model", "dataset", "method", "type")
-_PATH_KEY = ("bank", "method", "prefix_length", "seed", "problem_id", "index")
 _COUNTS = ("n_paths", "keep", "prefix_length", "seed")
 _MEANS = (
     *("avg", "cons", "generator_tokens", "verifier_tokens", "full_tokens", "auroc"),
@@ -110,11 +110,17 @@ def record(cell: Cell, result: ProblemResult) -> dict[str, Any]:
 def path_schema() -> pa.Schema:
     """Columns of `paths.parquet`: one row per path, method and checkpoint. `score` is null where
     the path could not be scored, `correct` where nobody knows (pruned online). With `probability`
-    the score is the probability of ending right that the method claims."""
+    the score is the probability of ending right that the method claims. `config` identifies the
+    method's options. Where a score depends on the other paths, `n_paths` and `rule` (with the
+    setting, which says what they are drawn from) are those of the cell, else 0 and "", so that
+    cells share them."""
     import pyarrow as pa
 
     columns = [
         *((name, pa.string()) for name in _PATH_TEXT),
+        ("config", pa.string()),
+        ("n_paths", pa.int64()),
+        ("rule", pa.string()),
         ("seed", pa.int64()),
         ("prefix_length", pa.int64()),
         ("probability", pa.bool_()),
@@ -138,10 +144,16 @@ def path_record(
     *,
     probability: bool,
     correct: bool | None,
+    joint: bool,
+    config: str,
 ) -> dict[str, Any]:
-    """The row of one path at one checkpoint."""
+    """The row of one path at one checkpoint. `joint`: its score depends on the other paths;
+    `config`: hash of the method's options."""
     return {
         **{name: str(getattr(cell, name)) for name in _PATH_TEXT},
+        "config": config,
+        "n_paths": cell.n_paths if joint else 0,
+        "rule": ", ".join(filter(None, (cell.rule, cell.setting))) if joint else "",
         "seed": cell.seed,
         "prefix_length": prefix_length,
         "probability": probability,
@@ -181,22 +193,57 @@ def write_paths(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     _write(path, pa.Table.from_pylist(list(rows), schema=path_schema()), path_schema())
 
 
-def read(paths: Iterable[Path]) -> pd.DataFrame:
-    """Read the records of one or many runs into one DataFrame."""
+def read(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read the records of one or many runs into one DataFrame, see `run_prefixes`."""
+    import pyarrow as pa
+
     tables = [_read(path, "records", schema()) for path in paths]
+    named = _named_apart(tables, run_prefixes(paths))
+    return pa.concat_tables(named).to_pandas() if tables else frame([])
+
+
+def read_paths(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read what one or many runs wrote of their paths: each path of a scoring once, and at least
+    one row of every run, for `scorings`. Runs that wrote nothing are left out."""
     import pyarrow as pa
 
-    return pa.concat_tables(tables).to_pandas() if tables else frame([])
+    prefixes = dict(zip(paths, run_prefixes(paths), strict=True))
+    there = [path for path in paths if path.exists()]
+    tables = [_read(path, "paths", path_schema()) for path in there]
+    named = _named_apart(tables, [prefixes[path] for path in there])
+    table = pa.concat_tables([path_schema().empty_table(), *named]).to_pandas()
+    kept = first_of_each(table) | ~table["run_id"].duplicated()
+    return table.loc[kept].reset_index(drop=True)
 
 
-def read_paths(paths: Iterable[Path]) -> pd.DataFrame:
-    """Read what one or many runs wrote of their paths, each path of a method and checkpoint once.
-    Runs that wrote nothing are left out."""
-    import pyarrow as pa
+def run_prefixes(files: Sequence[Path]) -> list[str]:
+    """What comes before the run ids of each of several files, so that runs of one name in unlike
+    folders stay apart: nothing, or the position of the file where an earlier one has the same ids.
+    The `records.parquet` beside a file decides, so that all files of a run agree."""
+    prefixes, seen = [], set()
+    for i, file in enumerate(files if len(files) > 1 else ()):
+        own = _run_ids(file)
+        prefixes.append(f"{i}:" if own & seen else "")
+        seen |= own
+    return prefixes or [""] * len(files)
 
-    found = [_read(path, "paths", path_schema()) for path in paths if path.exists()]
-    table = pa.concat_tables([path_schema().empty_table(), *found]).to_pandas()
-    return table.drop_duplicates(list(_PATH_KEY), ignore_index=True)
+
+def _run_ids(file: Path) -> set[str]:
+    import pyarrow.parquet as pq
+
+    there = [p for p in (file.with_name("records.parquet"), file) if p.exists()]
+    return set(pq.ParquetFile(there[0]).read(["run_id"])["run_id"].to_pylist()) if there else set()
+
+
+def _named_apart(tables: Sequence[pa.Table], prefixes: Sequence[str]) -> list[pa.Table]:
+    import pyarrow.compute as pc
+
+    found = []
+    for table, prefix in zip(tables, prefixes, strict=True):
+        ids = pc.binary_join_element_wise(prefix, table["run_id"], "")  # pyright: ignore
+        at = table.schema.get_field_index("run_id")
+        found.append(table.set_column(at, table.schema.field(at), ids) if prefix else table)
+    return found
 
 
 def _write(path: Path, table: pa.Table, schema: pa.Schema) -> None:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunebench import calibration, metrics, stats
+from prunebench.report.scorings import SCORING, labels, unique_paths
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SIGNAL = ("bank", "model", "dataset", "method", "type", "seed", "prefix_length")
+SIGNAL = ("bank", "model", "dataset", "method", "type", *SCORING, "seed", "prefix_length")
 MEASURES = ("auroc_within", "auroc_across", "brier", "ece", "aurc")
 N_RESAMPLES = 1000
 SEED = 20240516
 """Of the bootstrap; fixed, so that the same paths always give the same table."""
-_PATH = ("bank", "method", "prefix_length", "seed", "problem_id", "index")
 
 
 def signals(paths: pd.DataFrame) -> pd.DataFrame:
@@ -35,20 +35,24 @@ def signals(paths: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    table : one row per signal, in order of appearance, with the columns of `SIGNAL`, `n_problems`
-        and `n_paths` (those that count), each of `MEASURES` with `_lo` and `_hi`, and `reason`:
-        why a number is missing and what was left out. Higher = better for both AUROC, lower =
-        better for the others; Brier and ECE (10 bins of equal width) only where the signal claims
-        to be a probability.
+    table : one row per signal, in order of appearance, with the columns of `SIGNAL` (`n_paths` and
+        `rule` of signals that compare paths, else 0 and ""; a second set of options makes the
+        method `... (2)`), `n_problems` and `n_scores` (paths that count), each of `MEASURES` with
+        `_lo` and `_hi`, and `reason`: why a number is missing and what was left out. Higher =
+        better for both AUROC, lower = better for the others; Brier and ECE (10 bins of equal width)
+        only where the signal claims to be a probability.
     """
     import pandas as pd
 
     columns = [
-        *(*SIGNAL, "n_problems", "n_paths"),
+        *(*SIGNAL, "n_problems", "n_scores"),
         *(f"{m}{end}" for m in MEASURES for end in ("", "_lo", "_hi")),
         "reason",
     ]
-    unique = paths.drop_duplicates(list(_PATH))
+    unique = unique_paths(paths)
+    names = labels(unique)
+    key = [unique[column] for column in ("bank", "seed", "method", "config")]
+    unique = unique.assign(method=[names[one] for one in zip(*key, strict=True)])
     rows = [
         {**dict(zip(SIGNAL, key, strict=True)), **_measure(group)}  # type: ignore[call-overload]
         for key, group in unique.groupby(list(SIGNAL), sort=False, dropna=False)
@@ -65,7 +69,7 @@ def _measure(paths: pd.DataFrame) -> dict[str, Any]:
     right = paths["correct"].to_numpy(dtype=bool)
     problem = paths["problem_id"].factorize()[0]
     n_problems = int(problem.max(initial=-1)) + 1
-    row: dict[str, Any] = {"n_problems": n_problems, "n_paths": len(paths)}
+    row: dict[str, Any] = {"n_problems": n_problems, "n_scores": len(paths)}
     unscored = np.isnan(scores)
     if not len(paths) or unscored.all():
         why = "no path could be scored" if len(paths) else "no path is known to be right or wrong"

@@ -20,6 +20,7 @@ from prunebench.report.blocks import (
     blocks,
     budget,
     kind,
+    legend,
     name,
     notes,
     numbered,
@@ -74,7 +75,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
         console.print()
     if any(c.best for block in found for c in block.avg):
-        console.print(Text(LEGEND, style="dim"))
+        console.print(Text(legend(LEGEND, rows), style="dim"))
     for note in notes(rows):
         console.print(Text(note, style="yellow"))
 
@@ -144,7 +145,7 @@ def _matrix(group: Sequence[Block], left_out: set[str]) -> Table:
     columns.append("AUROC\nwithin")
     shown = [column for column in columns if column not in left_out]
     table = _empty_table(title(group[0].cell, keep=False), shown, _name_width(group))
-    positions = [numbered(block) for block in group]
+    positions = [numbered(block.rows) for block in group]
     identities = dict.fromkeys(key for places in positions for key in places)
     for identity in sorted(identities, key=lambda key: key[0] == ORACLE):  # stays last
         row, texts = None, []

@@ -13,9 +13,10 @@ import numpy as np
 
 from prunebench.cells import NONE, ORACLE, RANDOM, Cell, CellResult
 from prunebench.report import style
-from prunebench.report.blocks import budget, is_method, name
+from prunebench.report.blocks import budget, distinct, is_method, numbered_names
 from prunebench.report.numbers import measure
 from prunebench.report.records import Row
+from prunebench.report.scorings import SCORING, scorings, unique_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,8 @@ class Group:
     cell : any cell: the setting.
     suffix : what tells this group's files from those of other groups; "" with one group.
     rows : those with numbers, of the methods shown and the references.
-    names : of the methods shown, by type and name.
+    names : of the methods shown, by type and name; those of one name are numbered as in the tables.
+    named : by position in `rows`, what a row is called; a reference by its method.
     note : says when methods were left out.
     scores : of the methods shown, by name and checkpoint.
     looks : by name, and by method for the references.
@@ -67,6 +69,7 @@ class Group:
     suffix: str
     rows: list[Row]
     names: list[str]
+    named: dict[int, str]
     note: str = ""
     scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
     looks: dict[str, style.Look] = field(default_factory=dict)
@@ -80,8 +83,8 @@ class Group:
         """Lines of one method (by its name) or reference, at the budget given, by total tokens."""
         own = [
             row.line
-            for row in self.rows
-            if (name(row.cell) if is_method(row) else row.cell.method) == of
+            for i, row in enumerate(self.rows)
+            if self.named[i] == of
             and all(getattr(row.cell, key) == value for key, value in at.items())
         ]
         return sorted(own, key=lambda line: line.total_tokens)
@@ -102,7 +105,7 @@ class Group:
 def groups(rows: Sequence[Row], paths: pd.DataFrame | None) -> list[Group]:
     """Sort rows with numbers into groups, at most `style.MAX_METHODS` methods in each."""
     found: dict[Cell, list[Row]] = {}
-    for row in rows:
+    for row in distinct(rows):
         if row.line.avg == row.line.avg:
             key = replace(budget(row.cell), n_paths=0, keep=0, prefix_length=0)
             found.setdefault(key, []).append(row)
@@ -114,11 +117,25 @@ def groups(rows: Sequence[Row], paths: pd.DataFrame | None) -> list[Group]:
     made = []
     for cell, own in found.items():
         suffix = "_".join(str(getattr(cell, part)) for part in differing)
-        names, note = _shown(own)
-        kept = [row for row in own if name(row.cell) in names or _is_reference(row, own)]
-        group = Group(cell=cell, suffix=suffix, rows=kept, names=names, note=note)
+        called = _named(own)
+        names, note = _shown(own, called)
+        at = [i for i, row in enumerate(own) if called[i] in names or _is_reference(row, own)]
+        kept, named = [own[i] for i in at], dict(enumerate(called[i] for i in at))
+        group = Group(cell=cell, suffix=suffix, rows=kept, names=names, named=named, note=note)
         made.append(replace(group, scores=_scores_of(group, paths), looks=style.looks(names)))
     return made
+
+
+def _named(rows: Sequence[Row]) -> list[str]:
+    """What rows are called: within each budget as in the tables; a reference by its method."""
+    blocks: dict[Cell, list[int]] = {}
+    for i, row in enumerate(rows):
+        blocks.setdefault(budget(row.cell), []).append(i)
+    names = [row.cell.method for row in rows]
+    for own in blocks.values():
+        for i, found in zip(own, numbered_names([rows[i] for i in own]), strict=True):
+            names[i] = found if is_method(rows[i]) else names[i]
+    return names
 
 
 def some(values: Sequence[T], n: int) -> list[T]:
@@ -209,11 +226,11 @@ def strongest(group: Group) -> Cell | None:
     return max(cells, key=lambda c: (c.n_paths, c.keep > 0, -c.keep, c.prefix_length), default=None)
 
 
-def _shown(rows: Sequence[Row]) -> tuple[list[str], str]:
+def _shown(rows: Sequence[Row], called: Sequence[str]) -> tuple[list[str], str]:
     best: dict[tuple[str, str], float] = {}
-    for row in rows:
+    for row, own in zip(rows, called, strict=True):
         if is_method(row):
-            key, auroc = (str(row.cell.type), name(row.cell)), row.line.auroc_within
+            key, auroc = (str(row.cell.type), own), row.line.auroc_within
             best[key] = max(best.get(key, -1.0), auroc if auroc == auroc else -1.0)
     chosen = sorted(best, key=lambda key: -best[key])[: style.MAX_METHODS]
     note = ""
@@ -225,27 +242,46 @@ def _shown(rows: Sequence[Row]) -> tuple[list[str], str]:
 
 
 def _scores_of(group: Group, paths: Any) -> dict[str, dict[int, Scores]]:
-    """Scores of the group's bank, seed and methods: checkpoint -> Scores, by name; those that are
-    missing, and paths of which nobody knows whether they are right, are left out."""
+    """Scores of the group's bank, seed and methods: checkpoint -> Scores, by name; of methods that
+    compare paths those at the largest N. Missing scores, and paths of which nobody knows whether
+    they are right, are left out."""
     if paths is None or not len(paths):
         return {}
     cell = group.cell
     own = {
         part: paths[part] == getattr(cell, part) for part in ("bank", "model", "dataset", "seed")
     }
-    known = paths["score"].notna() & paths["correct"].notna()
-    paths = paths[own["bank"] & own["model"] & own["dataset"] & own["seed"] & known]
-    paths = paths.drop_duplicates(["method", "prefix_length", "problem_id", "index"])
-    by_method: dict[str, dict[int, Scores]] = {}
-    for (method, at), found in paths.groupby(["method", "prefix_length"]):
-        by_method.setdefault(method, {})[int(at)] = Scores(
+    paths = paths[own["bank"] & own["model"] & own["dataset"] & own["seed"]]
+    of_runs = scorings(paths)
+    paths = unique_paths(paths)
+    paths = paths[paths["score"].notna() & paths["correct"].notna()]
+    by_signal: dict[tuple[Any, ...], dict[int, Scores]] = {}
+    for (*signal, at), found in paths.groupby(["method", *SCORING, "prefix_length"], sort=False):
+        by_signal.setdefault(tuple(signal), {})[int(at)] = Scores(
             problem=found["problem_id"].factorize()[0],
             score=found["score"].to_numpy(dtype=float),
             right=found["correct"].to_numpy(dtype=bool),
             probability=bool(found["probability"].all()),
         )
-    methods = {name(row.cell): row.cell.method for row in group.rows if is_method(row)}
-    return {n: by_method[m] for n in group.names if (m := methods[n]) in by_method}
+    scores: dict[str, dict[int, Scores]] = {}
+    for of in group.names:
+        rows = [row for i, row in enumerate(group.rows) if group.named[i] == of]
+        rows.sort(key=lambda row: row.cell.n_paths)
+        for row in rows:  # the last one of a checkpoint stays
+            scored = signal_of(row.cell, of_runs, by_signal)
+            scores.setdefault(of, {}).update(by_signal.get(scored, {}))
+    return {of: found for of, found in scores.items() if found}
+
+
+def signal_of(
+    cell: Cell, of_runs: dict[str, tuple[Any, ...]], known: Iterable[tuple[Any, ...]]
+) -> tuple[Any, ...]:
+    """(method, *SCORING) of the scores that a cell pruned by; of a run that has left none, those of
+    its method if they are the only ones."""
+    if cell.run_id in of_runs:
+        return (cell.method, *of_runs[cell.run_id])
+    others = [signal for signal in known if signal[0] == cell.method]
+    return others[0] if len(others) == 1 else (cell.method,)
 
 
 REFERENCE_NAMES = {NONE: "no pruning", RANDOM: "random", ORACLE: "oracle"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prunebench.cells import NONE, CellResult
+from prunebench.cells import NONE, RANDOM, CellResult
 from prunebench.report import style
 from prunebench.report.blocks import kept
-from prunebench.report.figures.common import Group, NotDrawn, strongest
+from prunebench.report.figures.common import REFERENCE_NAMES, Group, NotDrawn, strongest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,8 @@ _KINDS = (
 @style.styled
 def overhead(group: Group, width: str = "auto") -> Figure:
     """Stacked bars per method at the largest N, smallest k and longest checkpoint: seconds of
-    launch, check and resume (online), or the tokens read or sampled only to judge as a share of
+    launch, check and resume (online), with no pruning and random pruning, the same work without
+    a check, where they were measured, or the tokens read or sampled only to judge as a share of
     all; the share of the check, or of those tokens, stands at the end of each bar."""
     at = strongest(group)
     if at is None:
@@ -36,10 +37,13 @@ def overhead(group: Group, width: str = "auto") -> Figure:
     timed = {of: n for of, n in lines.items() if n.wall_seconds == n.wall_seconds}
     if timed:
         parts, words = _PHASES, "seconds per problem"
-        full = [
-            n for n in group.lines(NONE, n_paths=at.n_paths) if n.wall_seconds == n.wall_seconds
-        ]
-        shown = {**({"no pruning": full[0]} if full else {}), **timed}
+        controls = {of: group.at(of, at) for of in (RANDOM,)}
+        controls = {NONE: next(iter(group.lines(NONE, n_paths=at.n_paths)), None), **controls}
+        shown = {
+            REFERENCE_NAMES[of]: n
+            for of, n in controls.items()
+            if n is not None and n.wall_seconds == n.wall_seconds
+        } | timed
     else:
         parts, words = _KINDS, "share of all tokens, %"
         shown = {of: n for of, n in lines.items() if n.total_tokens == n.total_tokens}

@@ -9,6 +9,7 @@ import numpy as np
 
 from prunebench import calibration as measures
 from prunebench.report import style
+from prunebench.report.blocks import is_schedule
 from prunebench.report.figures.common import Group, NotDrawn, Scores, curve, some
 
 if TYPE_CHECKING:
@@ -22,16 +23,21 @@ _FEW = 9  # a risk of fewer paths than ten is noise, and is not drawn
 @style.styled
 def auroc_vs_prefix(group: Group, width: str = "auto") -> Figure:
     """Within-problem AUROC of every method against the checkpoint, with intervals, at the largest
-    N; the dashed line is chance."""
+    N; the dashed line is chance. Schedules, which have several checkpoints, are left out."""
     n_paths = group.values("n_paths")[-1]
-    checkpoints = group.values("prefix_length")
-    if len(checkpoints) < 2 or not group.names:
+    found = {
+        of: {
+            n.prefix_length: n for n in group.lines(of, n_paths=n_paths) if not is_schedule(n.rule)
+        }
+        for of in group.names
+    }
+    checkpoints = sorted({at for by_checkpoint in found.values() for at in by_checkpoint})
+    if len(checkpoints) < 2:
         raise NotDrawn("needs a method with two checkpoints")
     figure, axes = style.panels(1, 1, width=width, height=2.2)
     axis = axes[0][0]
     step = 0.012 * (checkpoints[-1] - checkpoints[0])
-    for i, of in enumerate(group.names):
-        by_checkpoint = {line.prefix_length: line for line in group.lines(of, n_paths=n_paths)}
+    for i, (of, by_checkpoint) in enumerate(found.items()):
         lines = [by_checkpoint[at] for at in sorted(by_checkpoint)]
         shift = step * (i - (len(group.names) - 1) / 2)
         x = [line.prefix_length + shift for line in lines]

@@ -101,10 +101,12 @@ async function showPaths() {
     return;
   }
   const own = [state.a, ...(state.b === null ? [] : [state.b])];
-  const near = content.signals.filter((s) => s.seed === block.seed);
-  const first = own.map((r) => block.rows[r].method);
+  // Scores that depend on the other paths belong to the rows that were pruned by them.
+  const near = content.signals.filter((s) => s.seed === block.seed
+    && (!s.n_paths || block.rows.some((row) => row.signal === s.id)));
+  const first = own.map((r) => block.rows[r].signal);
   const at = (s) => own.some((r) => block.lengths[r].includes(s.length)) || s.length === block.length;
-  const rank = (s) => (first.indexOf(s.method) + 1 || 9) * 1e9 + s.length;
+  const rank = (s) => (first.indexOf(s.id) + 1 || 9) * 1e9 + s.length;
   const signals = near.filter(at).sort((x, y) => rank(x) - rank(y));
   byId("scores").hidden = signals.length <= SCORES;
   byId("scores").textContent = `show all ${signals.length} scores`;
@@ -122,7 +124,8 @@ async function showPaths() {
     { label: "answer", words: true },
     ...signals.map((s) => ({
       label: s.method + (several ? ` @${s.length}` : ""),
-      help: `score at ${s.length} tokens, higher = keep` + (s.probability ? "; claims to be a probability" : ""),
+      help: `score at ${s.length} tokens, higher = keep` + (s.probability ? "; claims to be a probability" : "")
+        + (s.n_paths ? `; among the first ${s.n_paths} drawn${s.rule && ", "}${s.rule}` : ""),
     })),
   ];
   const rows = content.paths.map((path, i) => {
