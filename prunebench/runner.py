@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from prunebench import registry
-from prunebench.cells import RANDOM, REFERENCES, Cell
+from prunebench.cells import NONE, RANDOM, REFERENCES, Cell
 from prunebench.config import RunConfig
 from prunebench.errors import NOT_AVAILABLE, Incompatible, Unavailable
 from prunebench.evaluate import (
@@ -95,7 +95,8 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     with lab.clock("evaluate"):
         rows += _references(run, lab, cell, stored, pruning, results)
     skipped = {cell.method} if unavailable else set()
-    for name in {cell.method, *REFERENCES} - skipped:
+    beside = REFERENCES if run.protocol is Protocol.prune else (NONE,)
+    for name in {cell.method, *beside} - skipped:
         own = cell if name == cell.method else cell.reference(name)
         rows += [
             records.record(own, failed_problem(p.id, failures.get(p.id, "no complete paths")))

@@ -21,6 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ("test_main_job", "test_methods", "test_html", "test_launchers", "test_cli")
+"""Files that begin first, so that no worker is left with one of them at the end."""
 START_S = 240
 PLUG_INS = """
 import vllm
@@ -30,6 +32,11 @@ print([entry.name for entry in entry_points(group="vllm.general_plugins")])
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

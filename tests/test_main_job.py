@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
             for mode in ("replay", "online"):
                 code = cli.main(
                     [f"method={method}", f"mode={mode}", *SMALL, f"hydra.run.dir={mode}/{method}"]
+                    + ["problems_at_once=5"]  # online, one by one takes five times as long
                 )
                 assert code == 0
     return here

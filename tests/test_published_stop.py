@@ -345,7 +345,7 @@ def test_a_run_with_a_published_checkpoint_makes_the_same_table(tmp_path, monkey
         assert cli.main(["method=stop", f"method.checkpoint={folder}", *options]) == 0
         [made] = set(Path("results/runs").glob("*/*/summary.csv")) - seen
         seen.add(made)
-        tables.append(pd.read_csv(made).drop(columns="score_seconds"))
+        tables.append(pd.read_csv(made).filter(regex="^(?!score_seconds)"))
     assert "stop" in set(tables[0].method)
     pd.testing.assert_frame_equal(*tables)
 
