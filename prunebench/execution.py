@@ -6,6 +6,7 @@ Knows neither how paths are scored nor how they are generated.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -196,21 +197,31 @@ def scoring_of(run: RunConfig) -> dict[str, Any]:
 
 
 def store_traces(
-    folder: Path, stored: dict[str, Stored], decode: Callable[[np.ndarray], str], cell: Cell
+    folder: Path,
+    stored: dict[str, Stored],
+    decode: Callable[[np.ndarray], str],
+    cell: Cell,
+    bank: Path,
 ) -> None:
     """Write the texts of the paths into `folder`, for reports that outlive the bank; what another
-    cell has written of the same bank stays when it is no less."""
+    cell has written of the same bank stays when it is no less. A copy stays in the bank, so that
+    they are taken apart once, when the tokenizer is at hand."""
     path = folder / f"{cell.bank}.parquet"
     n_rows = sum(len(item.traces) for item in stored.values())
     if path.exists() and pieces.count_rows(path) >= n_rows:
         return
-    rows = (
-        row
-        for item in stored.values()
-        for row in pieces.trace_rows(item.problem, item.traces, decode)
-    )
-    about = {"bank": cell.bank, "model": cell.model, "dataset": cell.dataset}
-    pieces.write_traces(path, rows, about)
+    which = {name: [t.index for t in item.traces] for name, item in stored.items()}
+    kept = bank / "texts" / f"{content_hash(which)}.parquet"
+    if not pieces.count_rows(kept):
+        rows = (
+            row
+            for item in stored.values()
+            for row in pieces.trace_rows(item.problem, item.traces, decode)
+        )
+        about = {"bank": cell.bank, "model": cell.model, "dataset": cell.dataset}
+        pieces.write_traces(kept, rows, about)
+    with records.replacing(path) as temporary:
+        shutil.copyfile(kept, temporary)
 
 
 def failed_execution(run: RunConfig, run_id: str, label: str, reason: str) -> Execution:
@@ -234,7 +245,7 @@ def write_run(
         "key": key if execution.complete else None,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "config": plain(run),
-        "bank": None if execution.bank is None else str(execution.bank),
+        "bank": None if execution.bank is None else _shown(execution.bank),
         "seeds": {"run": run.seed, "dataset": getattr(run.dataset, "seed", None)},
         "seconds": {k: round(v, 3) for k, v in execution.seconds.items()},
         "notes": execution.notes,
@@ -243,6 +254,12 @@ def write_run(
     with records.replacing(folder / "run.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n")
     return table
+
+
+def _shown(folder: Path) -> str:
+    """A folder as seen from where the run was started, where it lies below."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 class progress:

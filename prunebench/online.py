@@ -116,7 +116,9 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
         seconds=lab.spent_since(before),
         notes=notes,
         bank=bank.folder if stored else None,
-        store_traces=partial(store_traces, stored=stored, decode=backend.decode, cell=cell)
+        store_traces=partial(
+            store_traces, stored=stored, decode=backend.decode, cell=cell, bank=bank.folder
+        )
         if stored
         else None,
     )

@@ -110,7 +110,9 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         seconds=lab.spent_since(before),
         notes=[*leaks, *bank.warnings, *backend.notes()],
         bank=bank.folder,
-        store_traces=partial(store_traces, stored=stored, decode=backend.decode, cell=cell),
+        store_traces=partial(
+            store_traces, stored=stored, decode=backend.decode, cell=cell, bank=bank.folder
+        ),
     )
 
 
