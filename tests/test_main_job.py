@@ -32,10 +32,9 @@ def folder(tmp_path_factory):
         patch.setattr(job, "LAB", Lab())
         for method in ("stop", "deepconf"):
             for mode in ("replay", "online"):
-                code = cli.main(
-                    [f"method={method}", f"mode={mode}", *SMALL, f"hydra.run.dir={mode}/{method}"]
-                    + ["problems_at_once=5"]  # online, one by one takes five times as long
-                )
+                # online, one by one would take five times as long
+                options = [*SMALL, "problems_at_once=5", f"hydra.run.dir={mode}/{method}"]
+                code = cli.main([f"method={method}", f"mode={mode}", *options])
                 assert code == 0
     return here
 
