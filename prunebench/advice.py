@@ -58,7 +58,8 @@ def retention(arguments: list[str]) -> int:
 
 
 def fit_retention(arguments: list[str]) -> int:
-    """`prunebench fit-retention SWEEP_FOLDER [...] [method=NAME] [output=FILE.json]`."""
+    """`prunebench fit-retention SWEEP_FOLDER [...] [method=NAME] [output=FILE.json]`. The figure is
+    written beside the file, or into the first folder."""
     from prunebench.report import records
 
     given, words = _parsed("fit-retention", arguments, ("method", "output"))
@@ -92,6 +93,12 @@ def fit_retention(arguments: list[str]) -> int:
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     for note in found.notes:
         print(f"note: {note}")
+    from prunebench.report import style
+    from prunebench.report.figures.law import law_figure
+
+    place = Path(given["output"]) if "output" in given else Path(words[0]) / "retention_law"
+    for path in style.save(law_figure(found), place.parent, place.stem):
+        print(path)
     if "output" in given:
         save(found, Path(given["output"]))
         print(f"Written to {given['output']}: use it with coefficients={given['output']}.")

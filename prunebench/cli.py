@@ -26,8 +26,8 @@ Usage
   python -m prunebench train [OVERRIDE ...]      train a learnable method for a model
   python -m prunebench export [OVERRIDE ...] output=FOLDER    a trained reader, for a vLLM server
   python -m prunebench doctor [OVERRIDE ...]     versions, engines, and a self-test of their scores
-  python -m prunebench report FOLDER [...] [output=FOLDER]    tables, figures and report.html, from
-                                                 the records of runs and sweeps alone
+  python -m prunebench report FOLDER [...] [output=FOLDER] [width=one|two]    tables, figures and
+                                                 report.html, from the records alone
   python -m prunebench retention budget=TOKENS prefix_length=L task_length=TOKENS [--json]
                                                  how many paths to keep, by the retention law
   python -m prunebench fit-retention FOLDER [output=FILE]     the law, fitted to your own sweep
@@ -303,23 +303,31 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+REPORT_OPTIONS = ("output", "max_mb", "width")
+
+
 def _report(arguments: list[str]) -> int:
     from prunebench.report import build
 
     given = {a.partition("=")[0]: a.partition("=")[2] for a in arguments if "=" in a}
     folders = [Path(a) for a in arguments if "=" not in a]
-    if unknown := sorted(given.keys() - {"output", "max_mb"}):
-        raise UnknownName("option of 'prunebench report'", unknown[0], ["output", "max_mb"])
+    if unknown := sorted(given.keys() - set(REPORT_OPTIONS)):
+        raise UnknownName("option of 'prunebench report'", unknown[0], REPORT_OPTIONS)
     if not folders or (len(folders) > 1 and "output" not in given):
         raise ConfigError(
             "'prunebench report' takes folders of runs and sweeps, and with several of them a "
             f"folder to write: prunebench report RUN SWEEP output=paper. Got "
             f"{' '.join(arguments) or 'nothing'} instead."
         )
+    try:
+        max_mb = float(given.get("max_mb", build.MAX_MB))
+    except ValueError:
+        raise ConfigError(
+            f"The 'max_mb' parameter must be a number. Got {given['max_mb']!r} instead."
+        ) from None
     output = Path(given.get("output", folders[0]))
-    found = build.build(
-        build.records_below(folders), output, max_mb=float(given.get("max_mb", build.MAX_MB))
-    )
+    files = build.records_below(folders)
+    found = build.build(files, output, max_mb=max_mb, width=given.get("width", "auto"))
     for file in found.written:
         print(file)
     for figure, reason in found.skipped.items():

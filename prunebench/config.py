@@ -71,10 +71,12 @@ class ReportOptions:
     ----------
     texts : keep the texts of the paths beside the records, for the path explorer.
     max_mb : size of `report.html` up to which it holds them.
+    width : of the figures: `one` or `two` columns of a paper, or what suits each (`auto`).
     """
 
     texts: bool = True
     max_mb: float = 64.0
+    width: str = "auto"
 
 
 @dataclass(kw_only=True)

@@ -256,7 +256,9 @@ def _report(
     settings: Any,
 ) -> None:
     """Table on the console; tables, figures and the page in the folder of the run."""
-    report = build([folder / "records.parquet"], folder, max_mb=run.report.max_mb)
+    report = build(
+        [folder / "records.parquet"], folder, max_mb=run.report.max_mb, width=run.report.width
+    )
     line = next((row.line for row in report.rows if row.cell.method == label), None)
     if line is not None and line.status == Status.FAILED:
         _RESULT.n_failed += 1

@@ -39,7 +39,7 @@ class CombinedTable(Callback):
         folder = Path(config.hydra.sweep.dir)
         console = Console()
         try:
-            combine(folder, console, since=self.start, max_mb=config.report.max_mb)
+            combine(folder, console, since=self.start, report=config.report)
         except PrunebenchError as error:
             console.print(f"No combined table: {error}", markup=False)
         console.print(
@@ -49,19 +49,19 @@ class CombinedTable(Callback):
         )
 
 
-def combine(folder: Path, console: Console, since: float, max_mb: float) -> None:
+def combine(folder: Path, console: Console, since: float, report: Any) -> None:
     """Build the report of a sweep, and write the seconds by phase of its cells.
 
     Records older than `since` (seconds since the epoch) belong to an earlier sweep into the same
-    folder and are left out.
+    folder and are left out. `report` is the configuration's group of that name.
     """
     from prunebench.report import tables
     from prunebench.report.build import build, facts_of, records_below
 
     files = records_below([folder], since=since)
-    report = build(files, folder, max_mb=max_mb)
-    CombinedTable.n_failed = sum(row.line.status == Status.FAILED for row in report.rows)
-    tables.show(report.rows, console)
+    made = build(files, folder, max_mb=report.max_mb, width=report.width)
+    CombinedTable.n_failed = sum(row.line.status == Status.FAILED for row in made.rows)
+    tables.show(made.rows, console)
     seconds: dict[str, float] = {}
     for facts in facts_of(files):
         for phase, spent in facts["seconds"].items():

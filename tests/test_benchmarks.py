@@ -151,3 +151,9 @@ def test_the_end_of_a_random_model_never_comes_and_its_words_survive_a_tokenizer
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert (model.lm_head.weight[model.generation_config.eos_token_id] == 0).all()
     assert model.lm_head.weight.abs().sum(1).eq(0).sum() == 1
+
+
+def test_a_grid_is_evaluated(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    evaluation = importlib.import_module("evaluation")
+    assert evaluation.evaluate(64, n_problems=3, methods=evaluation.METHODS[:2], n_subsets=20) == 12

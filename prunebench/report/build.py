@@ -17,6 +17,7 @@ from prunebench.report import equaltokens, figures, html, records, signals, tabl
 from prunebench.report.records import Row
 
 MAX_MB = html.MAX_MB
+WIDTHS = ("auto", "one", "two")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,9 @@ def records_below(folders: Sequence[Path], since: float = 0.0) -> list[Path]:
     return list(found)
 
 
-def build(files: Sequence[Path], folder: Path, *, max_mb: float = MAX_MB) -> Report:
+def build(
+    files: Sequence[Path], folder: Path, *, max_mb: float = MAX_MB, width: str = "auto"
+) -> Report:
     """Build tables, figures and `report.html` in `folder` from the records of one or many runs.
 
     Parameters
@@ -67,7 +70,13 @@ def build(files: Sequence[Path], folder: Path, *, max_mb: float = MAX_MB) -> Rep
     files : `records.parquet` files; `paths.parquet` and `run.json` stand beside them, `traces/`
         there or one folder up.
     max_mb : size of the page up to which it holds the texts of the paths.
+    width : of the figures: those of `one` or `two` columns of a paper, or what suits each (`auto`).
     """
+    if width not in WIDTHS:
+        raise ConfigError(
+            f"The 'width' parameter of a report must be one of {', '.join(WIDTHS)}. Got {width!r} "
+            f"instead."
+        )
     rows = records.analyse(records.read(files))
     paths = records.read_paths([file.with_name("paths.parquet") for file in files])
     written = [*tables.write(rows, folder), *equaltokens.write(rows, folder)]
@@ -76,7 +85,7 @@ def build(files: Sequence[Path], folder: Path, *, max_mb: float = MAX_MB) -> Rep
         with records.replacing(folder / "signals.csv") as temporary:
             known.to_csv(temporary, index=False)
         written.append(folder / "signals.csv")
-    drawn, skipped = figures.write_figures(rows, paths, folder)
+    drawn, skipped = figures.write_figures(rows, paths, folder, width=width)
     places = dict.fromkeys(p for file in files for p in (file.parent, file.parent.parent))
     traces = [path for place in places for path in sorted((place / "traces").glob("*.parquet"))]
     page = html.write_html(rows, paths, traces, drawn, folder, facts_of(files), max_mb=max_mb)
