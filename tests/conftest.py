@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from prunebench.cli import main
+from prunebench.report import figures
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +38,27 @@ CHAT_TEMPLATE = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+DRAW = figures.write_figures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_pictures(request) -> Iterator[None]:
+    """Runs draw no figures, the slowest part of a small run, but where those are what is tested
+    (`pytestmark = pytest.mark.pictures`, or the fixture `pictures`)."""
+    if request.node.get_closest_marker("pictures") is not None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "write_figures", lambda *_, **__: ([], {}))
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch) -> None:
+    """Let runs draw their figures."""
+    monkeypatch.setattr(figures, "write_figures", DRAW)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_in_a_sweep_of_methods_an_option_reaches_the_methods_only() -> None:
     assert compose.for_sweep(plain) == plain
 
 
-def test_a_run_writes_everything_that_it_promises(tmp_path, capsys):
+def test_a_run_writes_everything_that_it_promises(tmp_path, capsys, pictures):
     assert run("method=deepconf", *FAKE) == 0
     folder = only(tmp_path, "results/runs/*/*")
     names = {p.name for p in folder.iterdir()}

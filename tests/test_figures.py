@@ -19,6 +19,8 @@ from prunebench.report import figures, published, records, style, tables
 from prunebench.report.figures import common, compute, cost, law, outcomes, signalfigures
 from prunebench.report.figures.common import NotDrawn, groups
 
+pytestmark = pytest.mark.pictures
+
 MANY = {f"m{i:02}": (("I", "II", "III", "IV")[i % 4], 0.1 * i) for i in range(14)}
 
 

@@ -29,6 +29,8 @@ from prunebench.report.blocks import LABELS
 from prunebench.report.html import in_script, write_html
 from prunebench.types import Problem, SignalType, TokenStats, Trace
 
+pytestmark = pytest.mark.pictures
+
 BANK, N, KEEP, L = "b1", 16, 4, 32
 METHODS = {"strong": SignalType.IV, "twin": SignalType.III}
 HOSTILE = [

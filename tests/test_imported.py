@@ -436,8 +436,7 @@ def test_what_the_traces_lack_makes_a_method_not_available(name, needs):
     assert lines["oracle"].avg == 1.0
 
 
-def test_the_command_line_from_file_to_tables(capsys, monkeypatch):
-    monkeypatch.setattr("prunebench.report.figures.write_figures", lambda *_: ([], []))  # slow
+def test_the_command_line_from_file_to_tables(capsys):
     bare = [{k: v for k, v in path.items() if k != "logprobs"} for path in PATHS]
     assert cli.main(["import", str(written(entry(*PATHS))), "name=one", "model=big"]) == 0
     assert cli.main(["import", str(written(entry(*bare), name="b.jsonl")), "name=two"]) == 0

@@ -20,6 +20,8 @@ from prunebench.report.records import Row
 from prunebench.types import SignalType
 from prunebench.vote import Aggregator
 
+pytestmark = pytest.mark.pictures
+
 NAN = float("nan")
 PAPER = Path(__file__).parents[2] / "shared" / "data" / "paper"
 

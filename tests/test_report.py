@@ -24,6 +24,8 @@ from prunebench.report.blocks import SCHEDULE_LEGEND, blocks, distinct
 from prunebench.report.build import facts_of
 from prunebench.types import SignalType
 
+pytestmark = pytest.mark.pictures
+
 ENDS = ("csv", "md", "tex")
 N_POOL, N_PATHS, N_PROBLEMS, N_SUBSETS = 24, 16, 10, 12
 METHODS = {"strong": (SignalType.IV, 2.0), "twin": (SignalType.III, 2.0), "weak": (SignalType.I, 0)}

@@ -12,6 +12,8 @@ import pytest
 from prunebench import cli, job
 from prunebench.lab import Lab
 
+pytestmark = pytest.mark.pictures
+
 SWEEP = [
     "-m",
     "backend=fake",

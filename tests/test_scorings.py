@@ -20,6 +20,8 @@ from prunebench.report.scorings import labels, scorings, unique_paths
 from prunebench.report.signals import signals
 from prunebench.types import SignalType, TokenStats, Trace
 
+pytestmark = pytest.mark.pictures
+
 CELL = Cell(
     run_id="r",
     bank="b",

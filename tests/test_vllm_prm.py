@@ -91,8 +91,13 @@ def early(folders):
     method.close()
 
 
+OTHERS = [f for f in FORMATS if f is not Family.qwen25_math_prm]
+
+
 @needs_vllm
-@pytest.mark.parametrize("family", [f for f in FORMATS if f is not Family.qwen25_math_prm])
+@pytest.mark.parametrize(
+    "family", [OTHERS[0], *(pytest.param(f, marks=pytest.mark.breadth) for f in OTHERS[1:])]
+)
 def test_both_runners_give_the_same_scores(family, folders, early):
     texts = [text.replace("<extra_0>", "ки") for text in LONG]
     chosen = options(folders, family, aggregation=Aggregation.mean)
