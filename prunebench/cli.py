@@ -373,6 +373,9 @@ def _run(arguments: list[str]) -> int:
     from prunebench import compose, job
 
     arguments = compose.named_bank(arguments)
+    # Hydra's parser wants all overrides in one row
+    rows = [a for a in arguments if a[:1] in "~+" or ("=" in a and a[:1] != "-")]
+    arguments = [a for a in arguments if a not in rows] + rows
     overrides = [a for a in arguments if a[:1] in "~+" or ("=" in a and a[:1] != "-")]
     if not any(a in ("--hydra-help", "--info", "-i", "--cfg", "-c") for a in arguments):
         compose.validate(overrides, config_dir=compose.config_dir(arguments))

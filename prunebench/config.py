@@ -210,6 +210,7 @@ class RunConfig:
     train: TrainOptions = field(default_factory=TrainOptions)
 
     def __post_init__(self) -> None:
+        self.notes: list[str] = []  # what there is to say about the budget, once it is settled
         if self.imported:
             imported.connect(self)
 
@@ -275,6 +276,9 @@ class RunConfig:
                 if self.coefficients is not None:
                     law = guideline.load(Path(self.coefficients))
                 self.keep = guideline.keep_for(self.n_paths, self.prefix_length, known, law)
+                self.notes = guideline.explain(
+                    self.n_paths, self.keep, self.prefix_length, known, law
+                )
             elif self.mode is Mode.online:
                 raise ConfigError(
                     "retention=auto online needs 'task_length', the mean number of tokens of an "
@@ -295,9 +299,21 @@ class RunConfig:
                 f"The 'retention' parameter must be a share above 0 and at most 1, or 'auto'. Got "
                 f"{retention} instead."
             )
-        if self.schedule and retention is not None:
+        if self.threshold is not None and self.select is not Select.threshold:
             raise ConfigError(
-                "A 'schedule' brings its own budgets. Got a 'retention' too; leave one out."
+                f"A 'threshold' counts with select=threshold only. Got threshold={self.threshold} "
+                f"with select={self.select}; leave one out."
+            )
+        votes = self.aggregator is not Aggregator.majority
+        if self.weights is not None and self.protocol is Protocol.prune and not votes:
+            raise ConfigError(
+                f"In a majority every vote weighs the same. Got weights={self.weights}; choose "
+                f"another aggregator, for example aggregator=score_sum, or leave it out."
+            )
+        if retention is not None and (self.schedule or self.select is not Select.top_k):
+            what = "A 'schedule'" if self.schedule else f"select={self.select}"
+            raise ConfigError(
+                f"{what} says how many paths are kept. Got retention={retention}; leave one out."
             )
         if self.protocol is not Protocol.prune and self.mode is Mode.online:
             raise ConfigError(

@@ -139,6 +139,26 @@ def keep_for(
     return int(k[np.argmin(np.abs(np.log(n_paths / k) - np.log(wanted)))])
 
 
+def explain(
+    n_paths: int,
+    keep: int,
+    prefix_length: float,
+    task_length: float,
+    coefficients: Coefficients = PUBLISHED,
+) -> list[str]:
+    """What `keep_for` chose and why, for people."""
+    before = min(prefix_length, task_length)
+    budget = n_paths * before + keep * (task_length - before)
+    inverse = float(inverse_retention(budget, prefix_length, task_length, coefficients))
+    inputs = {"budget": budget, "prefix_length": prefix_length, "task_length": task_length}
+    chosen = (
+        f"retention=auto keeps {keep} of {n_paths}: the law gives 1/retention {inverse:.3g} for "
+        f"{budget:.0f} tokens, checkpoint {prefix_length:g}, paths of {task_length:.0f} tokens "
+        f"({coefficients.source})"
+    )
+    return [chosen, *beyond(coefficients, **inputs, inverse_retention=inverse)]
+
+
 def beyond(coefficients: Coefficients, **values: float) -> list[str]:
     """One note for every value outside the range that the coefficients were fitted on."""
     notes = []
@@ -348,8 +368,11 @@ def _unidentified(points: pd.DataFrame) -> list[str]:
     best = points["best"].to_numpy(np.float64)
     if points["tied"].to_numpy(bool).all():
         reasons.append("the vote is the same for every retention in every cell")
-    elif points["at_edge"].to_numpy(bool).all():
-        reasons.append("the best retention is the smallest or the largest tried in every cell")
+    elif points["at_edge"].to_numpy(bool).mean() > 0.75:
+        reasons.append(
+            f"the best retention is the smallest or the largest tried in "
+            f"{int(points['at_edge'].sum())} of {n} cells, so that most of them only bound it"
+        )
     elif (best == best[0]).all():
         reasons.append(f"the best retention is 1/{best[0]:g} in every cell")
     if reasons:

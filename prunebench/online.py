@@ -91,7 +91,7 @@ def run_online(run: RunConfig, lab: Lab, console: Console, run_id: str, label: s
                 if not (stored and cell.method in REFERENCES):  # the exact row says it better
                     rows.append(records.record(cell, result))
             advance(len(group))
-    notes = []
+    notes = list(run.notes)
     if stored:
         counts = None
         if run.select is not Select.top_k:

@@ -53,13 +53,15 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
     backend = lab.backend(run)
     unavailable = ""
     try:
-        lab.pair(run)
+        if run.protocol is Protocol.prune:  # the other rules score nothing
+            lab.pair(run)
     except Incompatible as error:
         if not run.imported:
             raise
         unavailable = f"{NOT_AVAILABLE} {', '.join(error.lacking)}"  # a fact about the traces
     backend.identity()  # a missing model shows here, before any work
-    leaks = [] if unavailable else lab.leakage(run)
+    scores = run.protocol is Protocol.prune and not unavailable
+    leaks = lab.leakage(run) if scores else []
     if run.mode is Mode.online:
         execution = run_online(run, lab, console, run_id, label)
         return replace(execution, notes=[*leaks, *execution.notes])
@@ -108,7 +110,7 @@ def execute(run: RunConfig, lab: Lab, console: Console, run_id: str, label: str)
         paths=paths,
         complete=complete,
         seconds=lab.spent_since(before),
-        notes=[*leaks, *bank.warnings, *backend.notes()],
+        notes=[*leaks, *run.notes, *bank.warnings, *backend.notes()],
         bank=bank.folder,
         store_traces=partial(
             store_traces, stored=stored, decode=backend.decode, cell=cell, bank=bank.folder

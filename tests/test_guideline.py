@@ -158,7 +158,7 @@ def test_notes_say_what_the_points_are_worth():
         (lambda p: p[p["L_prefix"] == 512], "one prefix length .*so c is unknown"),
         (lambda p: p.assign(C=1e5), "one budget .*so b is unknown"),
         (lambda p: p.assign(tied=True), "the vote is the same for every retention"),
-        (lambda p: p.assign(at_edge=True), "the smallest or the largest tried in every cell"),
+        (lambda p: p.assign(at_edge=True), "the smallest or the largest tried in"),
         (lambda p: p.assign(best=4.0), "the best retention is 1/4 in every cell"),
         (lambda p: p.assign(L_prefix=p["L_task"] / 3), "rise and fall together .condition"),
         (lambda p: p.assign(C=50 * p["L_task"] ** 1.5 * p["L_prefix"]), "rise and fall together"),

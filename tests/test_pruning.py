@@ -281,7 +281,10 @@ def test_retention_auto_asks_the_law():
         ({"schedule": "[64,8]"}, "list of"),
         ({"schedule": "[[64,99]]"}, "from 1 to n_paths"),
         ({"protocol": "esc", "mode": "online"}, "mode=replay"),
-        ({"weights": "nonsense"}, "Unknown method"),
+        ({"weights": "nonsense", "aggregator": "borda"}, "Unknown method"),
+        ({"weights": "entropy"}, "every vote weighs the same"),
+        ({"threshold": 0.5}, "select=threshold only"),
+        ({"select": "mass", "retention": 0.5}, "leave one out"),
     ],
 )
 def test_options_that_cannot_work(options, message):

@@ -81,12 +81,27 @@ def test_weights_are_refused_where_nothing_weighs(tmp_path: Path):
     from prunebench.modes import Mode
 
     with pytest.raises(ConfigError, match="only mode=replay has"):
-        run_of(tmp_path, weights="entropy", mode=Mode.online).validate()
+        run_of(
+            tmp_path, weights="entropy", aggregator=Aggregator.borda, mode=Mode.online
+        ).validate()
     run = run_of(tmp_path, protocol=Protocol.esc, weights="entropy", aggregator=Aggregator.borda)
     row = lines(execute(run, "esc"))["esc"]
     assert (row.cell.weights, row.cell.aggregator) == ("", Aggregator.majority)
     assert row.line.reason.startswith("no signal")
     assert row.line.retention <= 1
+
+
+def test_rules_that_score_nothing_need_nothing_of_the_method(tmp_path: Path):
+    """`stop`, the default, reads a cache that the fake engine has not trained for."""
+    run = run_of(tmp_path, "stop", protocol=Protocol.adaptive_consistency)
+    row = lines(execute(run, "adaptive_consistency"))["adaptive_consistency"]
+    assert row.line.status == Status.OK
+
+
+def test_retention_auto_says_why(tmp_path: Path):
+    execution = execute(run_of(tmp_path, retention="auto"))
+    assert any(note.startswith("retention=auto keeps") for note in execution.notes)
+    assert any("extrapolation" in note for note in execution.notes)
 
 
 def test_what_failed_for_now_is_never_stored(tmp_path: Path):
@@ -128,7 +143,9 @@ def test_parameters_of_the_vote_set_cells_apart(tmp_path: Path):
     assert "temperature 0.05" in lines(execute(run))["own"].cell.setting
     plain = run_of(tmp_path, aggregator=Aggregator.softmax_weighted)
     assert "temperature" not in lines(execute(plain))["own"].cell.setting
-    late = run_of(tmp_path, weights="entropy", weights_at_end=True)
+    late = run_of(
+        tmp_path, weights="entropy", weights_at_end=True, aggregator=Aggregator.score_weighted
+    )
     assert lines(execute(late))["own"].cell.weights == "entropy at the end"
 
 

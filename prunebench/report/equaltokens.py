@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunebench.cells import by_problem
+from prunebench.report.numbers import counted, plus_minus
 from prunebench.report.records import BOOTSTRAP_SEED, Row, replacing
 from prunebench.stats import paired_difference
 from prunebench.types import SignalType
@@ -79,6 +80,8 @@ def _compared(row: Row, prefix_length: int, single: Sequence[Row]) -> dict[str, 
         "n_paths": cell.n_paths,
         "prefix_length": prefix_length,
         "total_tokens": tokens,
+        "total_tokens_lo": row.line.total_tokens_lo,
+        "total_tokens_hi": row.line.total_tokens_hi,
     }
     known = sorted(
         (r for r in single if r.line.total_tokens == r.line.total_tokens),
@@ -102,6 +105,8 @@ def _compared(row: Row, prefix_length: int, single: Sequence[Row]) -> dict[str, 
         value = getattr(row.line, name)
         facts |= {
             name: value,
+            f"{name}_value_lo": getattr(row.line, f"{name}_lo"),
+            f"{name}_value_hi": getattr(row.line, f"{name}_hi"),
             f"{name}_single": value - difference.mean,
             f"{name}_difference": difference.mean,
             f"{name}_lo": difference.lo,
@@ -126,14 +131,19 @@ def _markdown(table: pd.DataFrame) -> str:
                 text
                 for name in MEASURES
                 for text in (
-                    f"{100 * row[name]:.1f}",
+                    plus_minus(
+                        (row[name], row[f"{name}_value_lo"], row[f"{name}_value_hi"]), 100, 1
+                    ),
                     f"{100 * row[f'{name}_difference']:+.1f} "
                     f"[{100 * row[f'{name}_lo']:.1f}, {100 * row[f'{name}_hi']:.1f}]",
                 )
             ]
         cells = (
             *(row["method"], row["schedule"], str(row["prefix_length"])),
-            *(f"{row['total_tokens']:.0f}", *shown),
+            *(
+                counted((row["total_tokens"], row["total_tokens_lo"], row["total_tokens_hi"])),
+                *shown,
+            ),
         )
         lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
     notes = sorted({row["reason"] for row in table.to_dict("records") if row["reason"]})
