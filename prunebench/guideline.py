@@ -371,7 +371,7 @@ def _unidentified(points: pd.DataFrame) -> list[str]:
     elif points["at_edge"].to_numpy(bool).mean() > 0.75:
         reasons.append(
             f"the best retention is the smallest or the largest tried in "
-            f"{int(points['at_edge'].sum())} of {n} cells, so that most of them only bound it"
+            f"{int(np.sum(points['at_edge'].to_numpy(bool)))} of {n} cells: most of them are bounds"
         )
     elif (best == best[0]).all():
         reasons.append(f"the best retention is 1/{best[0]:g} in every cell")
