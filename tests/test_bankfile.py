@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from crash_bank import StandIn, assert_same, data_of, filled, make_key, make_pro
 from prunebench.backend import Sampling
 from prunebench.bank import Bank, StatsDtype, bank_key, content_hash, fill
 from prunebench.errors import BankMismatch, ConfigError, DamagedFile
-from prunebench.types import TOKEN_STATS, Problem, TokenStats, Trace
+from prunebench.types import Problem, TokenStats, Trace
 
 # -- what is stored ---------------------------------------------------------------------------
 
@@ -108,29 +107,6 @@ def test_statistics_of_another_length_than_the_tokens_are_refused(tmp_path: Path
     assert [problem_id for problem_id, _ in report.failures] == ["p001"]
     assert "tokens of path 0 of problem 'p001'" in report.failures[0][1]
     assert report.n_generated == 2
-
-
-def test_reading_is_fast(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    problems = make_problems(32)
-    bank = Bank.at(tmp_path, make_key())
-    for problem in problems:
-        traces = []
-        for index in range(64):
-            stats = {name: rng.normal(size=200).astype(np.float32) for name in TOKEN_STATS}
-            ids = rng.integers(0, 40, 200)
-            traces.append(
-                Trace(index=index, token_ids=ids, text="x" * 200, stopped=True, answer="1",
-                      stats=TokenStats(**stats, vocab_size=40), correct=False)
-            )  # fmt: skip
-        bank.append(problem, np.arange(9), traces)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert sum(len(bank.read(problem)[1]) for problem in problems) == 32 * 64  # type: ignore[index]
-        seconds.append(time.perf_counter() - start)
-    print(f"reading 32 x 64 x 200 tokens: {min(seconds):.3f} s")
-    assert min(seconds) < 0.3
 
 
 # -- damage -----------------------------------------------------------------------------------
