@@ -133,7 +133,7 @@ def test_joint_methods_owe_every_subset_anew_also_at_later_checkpoints(pool):
 
 
 def test_the_votes_weights_and_rules_that_stop_sampling_are_counted():
-    plan = planned("method=deepconf", "weights=entropy", *SMALL)
+    plan = planned("method=deepconf", "weights=entropy", "aggregator=borda", *SMALL)
     assert [one.n for one in plan.scores] == [32, 32]
     assert "entropy-L24" in plan.scores[1].place
     assert planned("method=deepconf", "protocol=esc", *SMALL).scores == []
