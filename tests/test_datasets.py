@@ -421,7 +421,7 @@ def test_problems_that_no_training_saw_pass_without_a_note(trained: list[str]) -
 
 def test_weights_that_weigh_the_votes_are_guarded_too(trained: list[str], capsys: Any) -> None:
     shutil.copytree("probe", "results/trained/tiny/linear_probe")
-    arguments = ["method=deepconf", "weights=linear_probe", "aggregator=borda", *trained[2:]]
+    arguments = ["method=deepconf", "weights=linear_probe", *trained[2:]]
     assert cli.main([*arguments, "aggregator=score_weighted"]) == 2
     assert "2 of the 4 problems" in capsys.readouterr().err
 
